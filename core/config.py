@@ -1,0 +1,105 @@
+"""Strict frozen dataclasses from config trees: unknown keys, wrong types and bad values end in one line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from core.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], tree: Mapping[str, Any], path: str) -> T:
+    """Builds the dataclass `cls` from the config subtree found at `path` (for messages).
+
+    Every field of the dataclass may be given; one without a default must be. Integers pass as floats, lists as
+    tuples. A `ValueError` from `__post_init__` is an impossible combination and is told with its path.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in fields:
+            raise UserError(f"unknown config key {path}.{key}{suggest(key, fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in tree:
+            values[name] = coerce(hints[name], tree[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"config key {path}.{name} is missing ({describe(hints[name])})")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"config {path}: {error}") from error
+
+
+def suggest(key: str, known: typing.Iterable[str]) -> str:
+    """The nearest known name, or all of them, as the end of a message."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def coerce(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type, or a `UserError` that names the path."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return parse(hint, value, path)
+    if origin in (types.UnionType, typing.Union):
+        return _coerce_union(args, value, path)
+    if origin is typing.Literal:
+        if value in args and type(value) in {type(arg) for arg in args}:
+            return value
+        near = suggest(value, args) if isinstance(value, str) else f"; known are {', '.join(map(str, args))}"
+        raise UserError(f"config {path}={value!r} is not a choice{near}")
+    if origin is tuple and isinstance(value, list | tuple):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        if len(args) == len(value):
+            return tuple(coerce(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value)))
+    if origin is dict and isinstance(value, Mapping):
+        return {key: coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
+    if hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    raise UserError(f"config {path}={value!r} must be {describe(hint)}")
+
+
+def _coerce_union(args: tuple, value: Any, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    for arg in args:
+        if arg is type(None):
+            continue
+        try:
+            return coerce(arg, value, path)
+        except UserError:
+            if len([a for a in args if a is not type(None)]) == 1:
+                raise
+    raise UserError(f"config {path}={value!r} must be {' or '.join(describe(a) for a in args)}")
+
+
+def describe(hint: Any) -> str:
+    """A type as a user would say it: 'an integer', 'true or false'."""
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a string", type(None): "None"}
+    if hint in names:
+        return names[hint]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(describe(arg) for arg in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"a list, each {describe(args[0])}"
+        return "(" + ", ".join(describe(arg) for arg in args) + ")"
+    if dataclasses.is_dataclass(hint):
+        return "a group of keys (" + ", ".join(f.name for f in dataclasses.fields(hint)) + ")"
+    return str(getattr(hint, "__name__", hint))
+
+
+def require(condition: bool, message: str) -> None:
+    """For `__post_init__`: refuses an impossible combination."""
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,160 @@
+"""Files that are whole or absent: atomic writes, content hashes, and the manifest of a stage's folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from core.errors import UserError
+from core.progress import say
+
+MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Opens a file beside `path` that takes its name only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes readable JSON, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; a missing or damaged one is the user's to know of."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); restore it, or use another --workdir") from None
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of anything JSON can say; equal values give equal hashes in any process."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """blake2b of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this process; a second one is told so instead of mixing its files in."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{workdir} is in use by process {file.read() or '?'}; wait, or use another") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class Stage:
+    """A folder of the workdir, made by one verb, with a manifest that says from what.
+
+    `spec` holds all that decides the result: the config subtree, the fingerprints of the inputs, the version of
+    the code. A folder with the same spec is continued or, once finished and unharmed, skipped. A folder with
+    another spec is never reused: it is set aside and made anew where `rebuild` allows that, else refused.
+    """
+
+    def __init__(self, folder: Path, spec: Mapping[str, Any], *, rebuild: bool):
+        self.folder, self.spec = folder, json.loads(json.dumps(spec))
+        path = folder / MANIFEST
+        self.manifest = read_json(path) if path.exists() else None
+        if self.manifest is not None and self.manifest.get("spec") != self.spec:
+            difference = first_difference(self.manifest.get("spec"), self.spec)
+            if not rebuild:
+                raise UserError(
+                    f"{folder} was made from something else ({difference}); use another --workdir, "
+                    "or --rebuild to set it aside and make it anew"
+                )
+            say(f"{folder} is stale ({difference}); set aside as {set_aside(folder)}")
+            self.manifest = None
+        if self.manifest is None:
+            write_json(path, {"spec": self.spec, "complete": False})
+
+    @property
+    def finished(self) -> bool:
+        """True when the stage completed and its files still have the sizes it recorded."""
+        if self.manifest is None or not self.manifest["complete"]:
+            return False
+        for name, size in self.manifest["files"].items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                say(f"{path} is missing or not {size:,} bytes; {self.folder.name} is made again")
+                return False
+        return True
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished stage said of itself."""
+        return self.manifest["summary"]
+
+    def finish(self, files: list[Path], summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Commits the stage: its files with their sizes, and a summary for reports."""
+        self.manifest = {
+            "spec": self.spec,
+            "complete": True,
+            "files": {str(path.relative_to(self.folder)): path.stat().st_size for path in files},
+            "summary": json.loads(json.dumps(summary)),
+        }
+        write_json(self.folder / MANIFEST, self.manifest)
+        return self.manifest["summary"]
+
+
+def read_stage(folder: Path, verb: str) -> dict[str, Any]:
+    """The manifest of a finished stage; `verb` is what makes it."""
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.exists() else {"complete": False}
+    if not manifest["complete"]:
+        raise UserError(f"{folder} is not finished; run `launch.py {verb}` (same --config and --workdir) first")
+    return manifest
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder to the first free `<name>.stale-<n>`; nothing is deleted."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.stale-{number}")).exists():
+        number += 1
+    return folder.rename(target)
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str:
+    """Names the first place where two specs differ: `data.shards was 4, is 8`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return f"{path or 'manifest'} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Pillar 1: raw sources to documents, tokens, rows and batches."""

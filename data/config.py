@@ -1,0 +1,47 @@
+"""The config subtrees of the data room."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.config import require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where documents come from and which of them stay: `config.data`."""
+
+    path: str | None = None  # a folder or file; None is the Python installation itself
+    recipe: tuple[dict[str, Any], ...] = ()
+    heldout_fraction: float = 0.05  # of documents, by a hash of their id
+    shards: int = 4  # of the training documents
+    workers: int = 0  # processes; 0 is one a core
+
+    def __post_init__(self):
+        require(0 < self.heldout_fraction < 1, f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1")
+        require(self.shards > 0, f"shards={self.shards} must be positive")
+        require(self.workers >= 0, f"workers={self.workers} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The SentencePiece tokenizer trained on the corpus: `config.tokenizer`."""
+
+    vocab_size: int = 4096
+    model: Literal["unigram", "bpe"] = "unigram"  # unigram encodes 4 times as fast and needs no merges
+    train_mb: float = 4.0  # of training documents, in shard order; more is slower, hardly better
+
+    def __post_init__(self):
+        # 256 bytes, 4 control pieces, the newline, and something to learn
+        require(self.vocab_size >= 300, f"vocab_size={self.vocab_size} leaves no room beside 256 byte pieces")
+        require(self.train_mb > 0, f"train_mb={self.train_mb} must be positive")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How tokens become batches: `config.batch`."""
+
+    rows: int = 16  # of the global batch
+    row_length: int = 256  # tokens
+
+    def __post_init__(self):
+        require(self.rows > 0 and self.row_length > 0, "rows and row_length must be positive")

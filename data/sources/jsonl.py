@@ -1,0 +1,71 @@
+"""JSON lines, plain or compressed: an object with a `text` a line, read in bounded memory."""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+
+from core.errors import UserError
+from data.document import Document, Dropped
+
+MAX_LINE_BYTES = 64 << 20
+FIELDS = ("url", "language", "license")
+
+
+def read(path: Path, name: str) -> Iterator[Document | Dropped]:
+    """A document a line. `id`, `url`, `language` and `license` are taken where they are strings."""
+    for number, line in enumerate(_lines(path)):
+        place = f"{name}:{number + 1}"
+        if len(line) > MAX_LINE_BYTES:
+            yield Dropped(place, "jsonl", "line_too_long", len(line))
+            continue
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            yield Dropped(place, "jsonl", "undecodable", len(line))
+            continue
+        except (ValueError, RecursionError):
+            yield Dropped(place, "jsonl", "not_json", len(line))
+            continue
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            yield Dropped(place, "jsonl", "no_text", len(line))
+            continue
+        identifier = record.get("id")
+        extra = {key: record[key] for key in FIELDS if isinstance(record.get(key), str)}
+        yield from _document(place, identifier, record["text"], extra, len(line))
+
+
+def _document(place: str, identifier: object, text: str, extra: dict, size: int) -> Iterator[Document | Dropped]:
+    """Text with lone surrogates (escaped in JSON) cannot be written as UTF-8 and is dropped."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        yield Dropped(place, "jsonl", "undecodable", size)
+        return
+    usable = isinstance(identifier, str) and identifier and identifier.isprintable()
+    yield Document(id=identifier if usable else place, text=text, source="jsonl", **{"url": place, **extra})
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of the decompressed stream; one over the limit comes back cut, its rest is skipped."""
+    with path.open("rb") as raw:
+        if path.name.lower().endswith(".gz"):
+            stream = gzip.GzipFile(fileobj=raw)
+        elif path.name.lower().endswith(".zst"):
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+            stream = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
+        else:
+            stream = raw
+        try:
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                yield line
+                while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE_BYTES + 1)
+        except (zlib.error, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise UserError(f"{path} is damaged ({error}); mend or remove it") from error

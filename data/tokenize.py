@@ -1,0 +1,101 @@
+"""The tokenize stage: learns the tokenizer from the training documents, encodes every shard, checks every document.
+
+    workdir/tokenizer/tokenizer.model
+    workdir/tokens/{train,heldout}-00000.array_record and their indexes
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+from core.files import Stage, read_stage
+from core.progress import say, track
+from data.config import TokenizerConfig
+from data.document import read_documents
+from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
+from data.tokenizer import Tokenizer, train
+from data.workers import process_map
+
+VERSION = 1
+CURATED, TOKENIZER, TOKENS = "curated", "tokenizer", "tokens"
+
+
+def tokenize(config: TokenizerConfig, workdir: Path, *, rebuild: bool = False, workers: int = 0) -> dict[str, Any]:
+    """Makes `workdir/tokenizer` and `workdir/tokens`; returns the summary of the tokens."""
+    curated = read_stage(workdir / CURATED, "curate")["summary"]
+    tokenizer = _train_tokenizer(config, curated["hashes"], workdir, rebuild)
+    spec = {"version": VERSION, "tokenizer": tokenizer.fingerprint, "curated": curated["hashes"]}
+    stage = Stage(workdir / TOKENS, spec, rebuild=rebuild)
+    if stage.finished:
+        say(f"tokenize: {stage.folder} is up to date")
+        return stage.summary
+
+    names = [name.removesuffix(".parquet") for name in sorted(curated["hashes"])]
+    tasks = [(workdir, name, tokenizer.path) for name in names]
+    shards = dict(track(process_map(_encode_shard, tasks, workers), "tokenize", len(tasks)))
+    summary = _summary(tokenizer, [shards[name] for name in names])
+    paths = [stage.folder / shard["name"] for shard in shards.values()]
+    stage.finish([*paths, *map(index_path, paths)], summary)
+    total = summary["train"]
+    say(
+        f"tokenize: {total['tokens']:,} tokens to train on, {total['bytes'] / total['tokens']:.2f} bytes a token, "
+        f"{summary['not_lossless']} documents that do not decode to themselves"
+    )
+    return summary
+
+
+def open_split(workdir: Path, split: str) -> TokenShards:
+    """The token shards of `train` or `heldout`."""
+    summary = read_stage(workdir / TOKENS, "tokenize")["summary"]
+    return TokenShards(workdir / TOKENS, summary[split]["shards"], summary["dtype"])
+
+
+def open_tokenizer(workdir: Path) -> Tokenizer:
+    """The tokenizer of a workdir."""
+    read_stage(workdir / TOKENIZER, "tokenize")
+    return Tokenizer(workdir / TOKENIZER / "tokenizer.model")
+
+
+def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, rebuild: bool) -> Tokenizer:
+    spec = {"version": VERSION, "tokenizer": dataclasses.asdict(config), "curated": curated}
+    stage = Stage(workdir / TOKENIZER, spec, rebuild=rebuild)
+    path = stage.folder / "tokenizer.model"
+    if not stage.finished:
+        shards = sorted((workdir / CURATED).glob("train-*.parquet"))
+        documents = itertools.chain.from_iterable(map(read_documents, shards))
+        train((document.text for document in documents), config, path)
+        stage.finish([path], {"vocab_size": config.vocab_size})
+    return Tokenizer(path)
+
+
+def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
+    """Encodes one curated shard; counts the documents that do not decode to themselves."""
+    workdir, name, tokenizer_path = task
+    tokenizer = Tokenizer(tokenizer_path)
+    not_lossless = 0
+
+    def encoded():
+        nonlocal not_lossless
+        for document in read_documents(workdir / CURATED / f"{name}.parquet"):
+            ids = tokenizer.document(document.text)
+            not_lossless += tokenizer.decode(ids) != document.text
+            yield TokenDocument(document.id, document.source, ids, len(document.text.encode()))
+
+    path = workdir / TOKENS / f"{name}.array_record"
+    shard = write_shard(path, encoded(), token_dtype(tokenizer.vocab_size))
+    return name, {**shard, "not_lossless": not_lossless}
+
+
+def _summary(tokenizer: Tokenizer, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    splits = {}
+    for split in ("train", "heldout"):
+        own = [shard for shard in shards if shard["name"].startswith(split)]
+        counts = {key: sum(shard[key] for shard in own) for key in ("documents", "tokens", "bytes")}
+        splits[split] = {**counts, "shards": own}
+    return {
+        **splits,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "not_lossless": sum(shard["not_lossless"] for shard in shards),
+    }

@@ -1,0 +1,30 @@
+"""Processes for the data stages: results in order of finishing, a dead worker told in one line."""
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from core.errors import UserError
+
+
+def process_map(function: Callable[[Any], Any], tasks: list[Any], workers: int = 0) -> Iterator[Any]:
+    """Yields `function(task)` for every task as it finishes; `workers` 0 is one a core.
+
+    Workers are spawned, not forked: JAX may already run threads in this process.
+    """
+    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(function, task) for task in tasks]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError("a worker process died, perhaps for want of memory; lower data.workers") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Configs: one file, one experiment, one lab note."""

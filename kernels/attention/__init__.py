@@ -1,0 +1,1 @@
+"""Causal grouped-query self attention that also reports its largest logit."""

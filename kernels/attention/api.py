@@ -1,0 +1,71 @@
+"""Causal self attention: the public function and the choice of implementation.
+
+Shapes: B batch, T query length, S key length (S == T), N query heads, K key/value heads, G = N / K query
+heads per key/value head, H head size.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from kernels.attention import reference, xla
+
+IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+
+
+class AttentionOutput(NamedTuple):
+    """The mixed values and, for QK-Clip, how large the logits grew."""
+
+    out_BTNH: jax.Array  # dtype of the queries
+    max_logit_N: jax.Array  # float32, largest scaled logit among visible pairs over the batch; no gradient
+
+
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> AttentionOutput:
+    """Causal grouped-query self attention in which a token sees only its own segment.
+
+    Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H).
+    `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
+    """
+    _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
+    attend = IMPLEMENTATIONS[_choose(implementation)]
+    return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale))
+
+
+def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
+    """Shapes that do not fit are refused here, where the message can still name them."""
+    B, T, N, H = q_BTNH.shape
+    if k_BSKH.shape != v_BSKH.shape or k_BSKH.shape[:2] != (B, T) or k_BSKH.shape[3] != H:
+        raise ValueError(
+            f"attention: queries {q_BTNH.shape}, keys {k_BSKH.shape}, values {v_BSKH.shape} do not fit"
+        )
+    if N % k_BSKH.shape[2]:
+        raise ValueError(
+            f"attention: {N} query heads are not a multiple of {k_BSKH.shape[2]} key/value heads"
+        )
+    if segment_ids_BT is not None and segment_ids_BT.shape != (B, T):
+        raise ValueError(f"attention: segment ids {segment_ids_BT.shape} should have shape {(B, T)}")
+
+
+@functools.cache  # so that the choice is logged once, not once per layer and trace
+def _choose(implementation: str | None) -> str:
+    """The name of the implementation to run."""
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention: unknown implementation {implementation!r};"
+            f" choose from {', '.join(sorted(IMPLEMENTATIONS))}"
+        )
+    chosen = implementation or "xla"
+    reason = "as asked" if implementation else f"picked for {jax.default_backend()}"
+    logging.info("attention: implementation %r, %s", chosen, reason)
+    return chosen

@@ -1,0 +1,24 @@
+"""Causal self attention as the textbook has it: every logit at once, in float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale):
+    """Softmax attention through explicit logits; returns (out_BTNH, max_logit_N)."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)  # float64 stays float64
+    q_BTKGH = q_BTNH.astype(dtype).reshape(B, T, K, N // K, H)
+    k_BSKH, v_BSKH_wide = k_BSKH.astype(dtype), v_BSKH.astype(dtype)
+
+    logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, precision="highest") * scale
+    visible_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
+    if segment_ids_BT is not None:
+        visible_BTS = visible_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+    logits_BKGTS = jnp.where(visible_BTS[:, None, None], logits_BKGTS, -jnp.inf)
+    probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH_wide, precision="highest")
+    max_logit_N = jax.lax.stop_gradient(logits_BKGTS).max((0, 3, 4)).reshape(N)
+    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N.astype(jnp.float32)

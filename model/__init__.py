@@ -1,0 +1,1 @@
+"""Pillar 2: the Flax NNX transformer."""

@@ -1,0 +1,1 @@
+"""Pillar 3: what a step learns from."""

@@ -1,0 +1,1 @@
+"""Pillar 4: Optax chains from config."""

@@ -1,0 +1,1 @@
+"""Pillar 5: parametrisation, scaling laws, topologies and plans."""

@@ -1,0 +1,65 @@
+"""Packages and dependencies of Quintet: plain top-level folders, used from a clone."""
+
+import pathlib
+
+from setuptools import setup
+
+ROOT = pathlib.Path(__file__).parent
+ROOMS = [
+    "core", "data", "kernels", "model", "objectives", "optim", "train", "evals", "scaling", "experiments",
+]  # fmt: skip
+
+
+def packages() -> list[str]:
+    """Every folder of a room that holds an `__init__.py`, dotted."""
+    found = (path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("__init__.py"))
+    return sorted(".".join(path.parts) for path in found)
+
+
+# The quickstart installs these and what they need, 52 packages at most (tests/install_test.py).
+REQUIRED = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "array_record>=0.8.6",
+    "sentencepiece>=0.2.3",
+    "chex>=0.1.92",
+    "ml-collections>=1.1.0",
+    "pyarrow>=20",  # the curated Parquet shards, and Parquet sources
+    "zstandard>=0.25",  # .jsonl.zst sources
+    "safetensors>=0.8",  # the exported weights
+    "tensorboardX>=2.6.5",  # TensorBoard events without TensorFlow
+    "matplotlib>=3.10",  # the loss curve and the plots of the report
+]
+
+NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
+
+EXTRAS = {
+    "tfds": ["tensorflow-datasets>=4.9.9"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "gpu": ["jax[cuda13]>=0.10.2"],
+    "notebook": NOTEBOOK,
+    "test": [
+        "pytest>=9",
+        "hypothesis>=6.155",
+        "ruff>=0.14",
+        *NOTEBOOK,
+        # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.
+        "libtpu>=0.0.42; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ],
+}
+
+setup(
+    name="quintet",
+    version="0.1.0",
+    description="Pretraining of language models in JAX, from raw documents to an evaluated model",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=packages(),
+    package_dir={"": "."},
+    py_modules=["launch"],
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,272 @@
+"""Every implementation of attention against the plain one: values, maxima, gradients, what it may not see."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.attention import reference
+from kernels.attention.api import attention
+
+IMPLEMENTATIONS = ["xla"]  # later back ends join here
+
+
+def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
+    """Random (q, k, v), a cotangent for the output, and segment ids or None."""
+    rng = np.random.default_rng(seed)
+    q, k, v, dout = (rng.standard_normal((B, T, heads, H)) for heads in (N, K, K, N))
+    ids = np.cumsum(rng.random((B, T)) < 4 / T, axis=1).astype(np.int32) if segments else None
+    return [jnp.asarray(a, dtype) for a in (q, k, v, dout)], ids
+
+
+def value_and_gradients(attend, q, k, v, dout):
+    """((out, max_logit), (dq, dk, dv)) of `attend`, jitted."""
+
+    @jax.jit
+    def both(q, k, v, dout):
+        (out, max_logit), pull = jax.vjp(attend, q, k, v)
+        return (out, max_logit), pull((dout, jnp.zeros_like(max_logit)))
+
+    return both(q, k, v, dout)
+
+
+def check(implementation, B, T, N, K, H, *, segments=False, scale=None, seed=0):
+    """Forward, maxima and gradients in float32 equal those of the reference in float64, to 1e-5."""
+    arrays, ids = inputs(B, T, N, K, H, segments=segments, seed=seed)
+    ours = value_and_gradients(
+        lambda *qkv: tuple(attention(*qkv, segment_ids_BT=ids, scale=scale, implementation=implementation)),
+        *arrays,
+    )
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
+        exact_scale = H**-0.5 if scale is None else scale
+        exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, exact_scale), *wide)
+    for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(exact)):
+        assert got.dtype == jnp.float32
+        assert got.shape == want.shape
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+class TestAttention:
+    @pytest.mark.parametrize("T", [1, 2, 7, 129, 256, 300])
+    def test_lengths(self, implementation, T):
+        check(implementation, 2, T, 4, 2, 32)
+
+    @pytest.mark.parametrize(("N", "K"), [(1, 1), (3, 3), (6, 2), (8, 1)])
+    def test_grouped_heads(self, implementation, N, K):
+        check(implementation, 2, 70, N, K, 32)
+
+    @pytest.mark.parametrize("H", [32, 64, 128])
+    def test_head_sizes(self, implementation, H):
+        check(implementation, 1, 140, 4, 2, H)
+
+    @pytest.mark.parametrize("T", [1, 7, 129, 300])
+    def test_packed_segments(self, implementation, T):
+        check(implementation, 3, T, 4, 2, 32, segments=True)
+
+    def test_scale(self, implementation):
+        check(implementation, 2, 33, 4, 2, 32, scale=0.7)
+
+    def test_segment_ids_need_no_order(self, implementation):
+        """A token sees every earlier token of its id, also behind a stretch of another."""
+        (q, k, v, _), _ = inputs(1, 160, 2, 1, 32)
+        ids = jnp.asarray(np.arange(160)[None] // 20 % 2)
+        got = attention(q, k, v, segment_ids_BT=ids, implementation=implementation).out_BTNH
+        ours = np.asarray(ids[0] == ids[0, -1])  # the last token's mates, itself included
+        alone = attention(q[:, ours], k[:, ours], v[:, ours], implementation="reference").out_BTNH
+        np.testing.assert_allclose(got[:, -1], alone[:, -1], atol=1e-5)
+
+    def test_bfloat16(self, implementation):
+        """bfloat16 inputs give bfloat16 results as near to the exact ones as the format allows."""
+        arrays, ids = inputs(2, 130, 4, 2, 64, jnp.bfloat16, segments=True)
+        ours = value_and_gradients(
+            lambda *qkv: tuple(attention(*qkv, segment_ids_BT=ids, implementation=implementation)), *arrays
+        )
+        wide = [a.astype(jnp.float32) for a in arrays]
+        exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, 64**-0.5), *wide)
+        (out, max_logit), gradients = ours
+        assert max_logit.dtype == jnp.float32
+        assert {a.dtype for a in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
+        np.testing.assert_allclose(max_logit, exact[0][1], rtol=1e-5)  # logits are never rounded
+        for got, want in zip((out, *gradients), (exact[0][0], *exact[1])):
+            error = np.linalg.norm(got.astype(jnp.float32) - want) / np.linalg.norm(want)
+            assert error < 0.006  # a rounding to 8 bits is off by 2^-9 = 0.002 at most
+
+    def test_large_logits_stay_finite(self, implementation):
+        """Logits of tens of thousands neither overflow nor lose the winner."""
+        (q, k, v, dout), _ = inputs(1, 130, 2, 1, 32)
+        (out, max_logit), gradients = value_and_gradients(
+            lambda *qkv: tuple(attention(*qkv, implementation=implementation)), q * 300, k * 300, v, dout
+        )
+        want = reference.attention(q * 300, k * 300, v, None, 32**-0.5)
+        assert max_logit.min() > 10_000
+        np.testing.assert_allclose(max_logit, want[1], rtol=1e-5)
+        np.testing.assert_allclose(out, want[0], atol=1e-2)
+        assert all(np.isfinite(a).all() for a in gradients)
+
+    def test_causality_by_zero_gradient(self, implementation):
+        """The output at a token has no gradient at all to later tokens or to other segments."""
+        (q, k, v, dout), _ = inputs(1, 200, 4, 2, 32)
+        at, start = 150, 60  # the segment of the token begins at `start`
+        ids = jnp.asarray(np.arange(200)[None] >= start, jnp.int32)
+
+        def read(q, k, v):
+            out = attention(q, k, v, segment_ids_BT=ids, implementation=implementation).out_BTNH
+            return jnp.sum(out[:, at] * dout[:, at])
+
+        dq, dk, dv = jax.grad(read, (0, 1, 2))(q, k, v)
+        assert (dq[:, at] != 0).all()
+        assert (jnp.delete(dq, at, 1) == 0).all()
+        for gradient in (dk, dv):
+            assert (gradient[:, start : at + 1] != 0).all()
+            assert (gradient[:, :start] == 0).all()
+            assert (gradient[:, at + 1 :] == 0).all()
+
+    def test_hidden_values_change_nothing(self, implementation):
+        """What comes later, or belongs to another segment, does not reach output or maximum in one bit."""
+        (q, k, v, _), _ = inputs(1, 200, 4, 2, 32)
+        later = 120
+        ids = jnp.asarray(np.arange(200)[None] >= later, jnp.int32)
+        attend = jax.jit(lambda *qkv: attention(*qkv, segment_ids_BT=ids, implementation=implementation))
+        other = attend(q, k.at[:, later:].multiply(9.0), v.at[:, later:].multiply(9.0)).out_BTNH
+        assert (attend(q, k, v).out_BTNH[:, :later] == other[:, :later]).all()
+
+    def test_maximum_is_of_visible_logits(self, implementation):
+        """A huge logit that no query may see does not count, a visible one does."""
+        (q, k, v, _), _ = inputs(2, 150, 4, 2, 32)
+        k = k.at[1, 149].set(50 * q[1, 10, :2])  # seen by the last query alone, aligned with query 10
+        q = q.at[1, 149].set(0.0)
+        got = attention(q, k, v, implementation=implementation).max_logit_N
+        assert got.max() < 10
+        seen = attention(q.at[1, 149, 3].set(k[1, 149, 1]), k, v, implementation=implementation).max_logit_N
+        assert seen[3] > 1000
+        np.testing.assert_array_equal(seen[:3], got[:3])
+
+    def test_maximum_has_no_gradient(self, implementation):
+        (q, k, v, _), _ = inputs(1, 20, 2, 1, 32)
+        read = lambda *qkv: attention(*qkv, implementation=implementation).max_logit_N.sum()  # noqa: E731
+        assert all((a == 0).all() for a in jax.grad(read, (0, 1, 2))(q, k, v))
+
+    def test_same_bits_twice(self, implementation):
+        arrays, ids = inputs(2, 300, 4, 2, 32, segments=True)
+        attend = lambda *qkv: tuple(attention(*qkv, segment_ids_BT=ids, implementation=implementation))  # noqa: E731
+        once, twice = (jax.tree.leaves(value_and_gradients(attend, *arrays)) for _ in range(2))
+        for a, b in zip(once, twice):
+            np.testing.assert_array_equal(a, b)
+
+    def test_inside_scan_and_checkpoint(self, implementation):
+        """The gradient through rematerialised layers of a scan is that of a loop over the reference."""
+        (q, k, v, _), ids = inputs(2, 140, 4, 2, 32, segments=True)
+        strengths = jnp.asarray([0.5, 1.0, 1.5])
+
+        def layer(q, strength, implementation):
+            out = attention(q * strength, k, v, segment_ids_BT=ids, implementation=implementation)
+            return q + out.out_BTNH, out.max_logit_N
+
+        def scanned(q):
+            step = jax.checkpoint(lambda q, strength: layer(q, strength, implementation))
+            q, maxima = jax.lax.scan(step, q, strengths)
+            return jnp.sum(q**2), maxima
+
+        def looped(q):
+            maxima = []
+            for strength in strengths:
+                q, maximum = layer(q, strength, "reference")
+                maxima.append(maximum)
+            return jnp.sum(q**2), jnp.stack(maxima)
+
+        got, got_maxima = jax.jit(jax.grad(scanned, has_aux=True))(q)
+        want, want_maxima = jax.grad(looped, has_aux=True)(q)
+        np.testing.assert_allclose(got, want, atol=5e-5, rtol=1e-5)
+        np.testing.assert_allclose(got_maxima, want_maxima, rtol=1e-5)
+
+    @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+    @hypothesis.given(
+        B=st.integers(1, 3),
+        T=st.integers(1, 150),
+        K=st.integers(1, 3),
+        G=st.integers(1, 3),
+        H=st.sampled_from([8, 16, 40]),
+        segments=st.booleans(),
+        seed=st.integers(0, 99),
+    )
+    def test_any_shape(self, implementation, B, T, K, G, H, segments, seed):
+        check(implementation, B, T, K * G, K, H, segments=segments, seed=seed)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sharded_batch_gives_the_same(implementation):
+    """Four devices, the batch split over them: results and gradients of one device, no gathering of keys."""
+    program = f"""
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        from kernels.attention.api import attention
+
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        rng = np.random.default_rng(0)
+        q, k, v = (jnp.asarray(rng.standard_normal((8, 70, n, 32)), jnp.float32) for n in (4, 2, 2))
+        ids = jnp.asarray(np.arange(70)[None] // np.arange(5, 13)[:, None])
+
+        def step(q, k, v, ids, implementation):
+            def loss(q, k, v):
+                out = attention(q, k, v, segment_ids_BT=ids, implementation=implementation)
+                return jnp.sum(out.out_BTNH**2), out.max_logit_N
+            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+        want = jax.jit(step, static_argnums=4)(q, k, v, ids, "reference")
+        sharded = [jax.device_put(a, split) for a in (q, k, v, ids)]
+        compiled = jax.jit(step, static_argnums=4).lower(*sharded, {implementation!r}).compile()
+        got = compiled(*sharded)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+        assert got[1][0].sharding.is_equivalent_to(split, 4), got[1][0].sharding
+        assert "all-gather" not in compiled.as_text()
+    """
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_implementation_names_the_choices():
+    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
+    with pytest.raises(ValueError, match=r"'flash'.*reference, xla"):
+        attention(q, k, v, implementation="flash")
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "ids"),
+    [
+        ((1, 4, 3, 8), (1, 4, 2, 8), (1, 4)),
+        ((1, 4, 2, 8), (1, 5, 2, 8), (1, 4)),
+        ((1, 4, 2, 8), (1, 4, 2, 8), (1, 5)),
+    ],
+)
+def test_shapes_that_do_not_fit(q, k, ids):
+    with pytest.raises(ValueError, match="attention"):
+        attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), segment_ids_BT=jnp.zeros(ids, int))
+
+
+def test_choice_is_logged_once(caplog):
+    from kernels.attention import api
+
+    api._choose.cache_clear()
+    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
+    with caplog.at_level(logging.INFO):
+        attention(q, k, v)
+        attention(q, k, v)
+    assert [r.getMessage() for r in caplog.records if "attention" in r.getMessage()] == [
+        "attention: implementation 'xla', picked for cpu"
+    ]

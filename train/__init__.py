@@ -1,0 +1,1 @@
+"""Brings the pillars together: the pure step and the loop around it."""
