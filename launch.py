@@ -1,0 +1,208 @@
+"""Starts anything: `python launch.py [VERB] --config=FILE --workdir=DIR [--config.a.b=VALUE ...]`.
+
+Verbs, flags and the mapping from config to rooms; no logic of its own. Imports are lazy, so that --help is quick.
+"""
+
+import argparse
+import dataclasses
+import functools
+import glob
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+VERBS = {
+    "curate": "documents from the source, through the recipe, into curated/",
+    "tokenize": "learn the tokenizer, encode every document, into tokenizer/ and tokens/",
+    "train": "train the model, or continue, into train/",
+    "eval": "held-out bits per byte beside zlib and xz, and samples, into eval/",
+    "report": "report.html and loss.png, into report/",
+    "export": "a folder that Hugging Face transformers loads, into export/",
+    "generate": "continue --prompt with the newest checkpoint, to standard output",
+}
+RECIPE = ("curate", "tokenize", "train", "eval", "report", "export")
+
+# Which room turns which subtree of the config into which dataclass.
+PARTS = {
+    "data": ("data.config", "DataConfig"),
+    "tokenizer": ("data.config", "TokenizerConfig"),
+    "batch": ("data.config", "BatchConfig"),
+    "model": ("model.config", "ModelConfig"),
+    "optim": ("optim.config", "OptimConfig"),
+    "train": ("train.config", "TrainConfig"),
+    "eval": ("evals.config", "EvalConfig"),
+}
+
+QUICKSTART = Path(__file__).resolve().parent / "experiments" / "quickstart.py"
+
+DESCRIPTION = """\
+Quintet pretrains language models, from raw documents to an evaluated model.
+
+Without a verb the whole recipe runs: curate, tokenize, train, eval, report, export. Each stage writes into its
+own folder of the workdir. Run the same command again at any time: finished stages are skipped, an interrupted
+one continues, and one made from another config is refused.
+"""
+EXAMPLES = """\
+verbs:
+{verbs}
+
+examples:
+  python launch.py
+      the quickstart, into runs/quickstart
+  python launch.py --config.data.path=~/books --workdir=runs/books
+      the same on your own .txt, .md, .html, .jsonl(.gz, .zst) and .parquet files
+  python launch.py train --config.train.steps=2000 --workdir=runs/longer
+      one stage, one key changed (curate and tokenize come before it)
+  python launch.py generate --workdir=runs/quickstart --prompt="def main(" --max-tokens=200
+      text from the newest checkpoint
+
+exit codes: 0 finished; 2 something to mend, said in one line; 130 Ctrl-C and 143 SIGTERM, after saving.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; what a user can cause becomes one line and an exit code."""
+    from core.errors import explain
+
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(parse_arguments(argv))
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None or "--debug" in argv:
+            raise
+        print(f"launch.py: {explained.line}", file=sys.stderr)  # noqa: T201
+        return explained.exit_code
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Flags; the overrides `--config.a.b=value` are kept, in order, as `overrides`."""
+    from core.config import suggest
+    from core.errors import UserError
+
+    verbs = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES.format(verbs=verbs),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python launch.py [VERB] [--config=FILE] [--workdir=DIR] [--config.KEY=VALUE ...] [options]",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("verb", nargs="?", metavar="VERB", help="one of those below; without it, the whole recipe")
+    parser.add_argument("--config", default=str(QUICKSTART), metavar="FILE", help="the experiment")
+    parser.add_argument("--workdir", metavar="DIR", help="where everything goes (default: runs/<config's name>)")
+    parser.add_argument("--rebuild", action="store_true", help="set stale stages aside and make them anew")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="generate: the text to continue")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="generate: how many (128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    try:
+        arguments, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}; see --help") from error
+    if arguments.verb is not None and arguments.verb not in VERBS:
+        raise UserError(f"unknown verb {arguments.verb}{suggest(arguments.verb, VERBS)}")
+    arguments.overrides = {}
+    for item in rest:
+        key, equals, value = item.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise UserError(f"unknown argument {item}; config keys are given as --config.a.b=value, see --help")
+        arguments.overrides[key.removeprefix("--config.")] = value
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs one verb, or the recipe."""
+    from core.config import load_experiment, override, parse_parts
+    from core.errors import raise_on_sigterm
+
+    raise_on_sigterm()
+    initialise_platform()
+    tree = override(load_experiment(Path(arguments.config)), arguments.overrides)
+    workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
+    classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
+    experiment = Experiment(workdir, arguments, tree, parse_parts(classes, tree))
+    for verb in [arguments.verb] if arguments.verb else RECIPE:
+        getattr(experiment, verb)()
+
+
+def initialise_platform() -> None:
+    """Where the TPU compiler is installed but no TPU is present, JAX would wait for one."""
+    if importlib.util.find_spec("libtpu") and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Hands each verb's function its own parts of the config."""
+
+    workdir: Path
+    arguments: argparse.Namespace
+    tree: Mapping[str, Any]
+    parts: Mapping[str, Any]
+
+    @functools.cached_property
+    def training(self) -> Any:
+        """What training needs, as one record."""
+        from train.loop import Run
+
+        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "seed")}
+        return Run(**own)
+
+    def curate(self) -> None:
+        """Pillar 1, the documents."""
+        from data.curate.engine import curate
+
+        curate(self.parts["data"], self.workdir, rebuild=self.arguments.rebuild)
+
+    def tokenize(self) -> None:
+        """Pillar 1, the tokens."""
+        from data.tokenize import tokenize
+
+        workers = self.parts["data"].workers
+        tokenize(self.parts["tokenizer"], self.workdir, rebuild=self.arguments.rebuild, workers=workers)
+
+    def train(self) -> None:
+        """Brings the pillars together; evaluation inside the loop is handed in from above."""
+        from evals.evaluate import quick_evaluation
+        from train.loop import train
+
+        measure = functools.partial(quick_evaluation, self.parts["eval"], self.training, self.workdir)
+        train(self.training, self.workdir, make_evaluate=measure, rebuild=self.arguments.rebuild)
+
+    def eval(self) -> None:
+        """Judges the newest checkpoint."""
+        from evals.evaluate import evaluate
+
+        evaluate(self.parts["eval"], self.training, self.workdir)
+
+    def report(self) -> None:
+        """The page that shows what came out."""
+        from evals.report import report
+
+        report(self.tree, self.workdir)
+
+    def export(self) -> None:
+        """The model for others."""
+        from train.export import export
+
+        export(self.training, self.workdir)
+
+    def generate(self) -> None:
+        """Text, to standard output."""
+        from evals.evaluate import print_generated
+
+        given = self.arguments
+        print_generated(
+            self.parts["eval"], self.training, self.workdir, given.prompt, given.max_tokens, given.seed
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

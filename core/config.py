@@ -1,15 +1,64 @@
 """Strict frozen dataclasses from config trees: unknown keys, wrong types and bad values end in one line."""
 
+import ast
 import dataclasses
 import difflib
+import importlib.util
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from core.errors import UserError
 
 T = TypeVar("T")
+
+
+class CommandLineText(str):
+    """A value as typed after `--config.a.b=`; it takes the type that its key asks for."""
+
+
+def load_experiment(path: Path) -> dict[str, Any]:
+    """Runs `get_config()` of an experiment file; returns its tree as plain dicts."""
+    if not path.is_file():
+        raise UserError(f"--config={path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config().to_dict()
+    except Exception as error:
+        raise UserError(f"--config={path} fails: {type(error).__name__}: {error} (--debug shows where)") from error
+
+
+def override(tree: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The tree with values typed on the command line in place; keys are dotted."""
+    tree = dict(tree)
+    for key, value in overrides.items():
+        first, dot, rest = key.partition(".")
+        if not dot:
+            tree[first] = CommandLineText(value)
+        elif isinstance(tree.get(first), Mapping):
+            tree[first] = override(tree[first], {rest: value})
+        else:
+            groups = [name for name, group in tree.items() if isinstance(group, Mapping)]
+            raise UserError(f"unknown config key {key}: there is no group {first}{suggest(first, groups)}")
+    return tree
+
+
+def parse_parts(classes: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Each subtree as its dataclass, and `seed`; a missing subtree is all defaults."""
+    for key in tree:
+        if key not in classes and key != "seed":
+            raise UserError(f"unknown config key {key}{suggest(key, [*classes, 'seed'])}")
+    for key, cls in classes.items():
+        if not isinstance(tree.get(key, {}), Mapping):
+            raise UserError(f"config {key}={tree[key]!r} must be {describe(cls)}")
+    parts = {key: parse(cls, tree.get(key, {}), key) for key, cls in classes.items()}
+    return {**parts, "seed": coerce(int, tree.get("seed", 0), "seed")}
 
 
 def parse(cls: type[T], tree: Mapping[str, Any], path: str) -> T:
@@ -44,6 +93,8 @@ def suggest(key: str, known: typing.Iterable[str]) -> str:
 
 def coerce(hint: Any, value: Any, path: str) -> Any:
     """`value` as the annotated type, or a `UserError` that names the path."""
+    if isinstance(value, CommandLineText):
+        value = _typed(hint, value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return parse(hint, value, path)
@@ -66,6 +117,18 @@ def coerce(hint: Any, value: Any, path: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     raise UserError(f"config {path}={value!r} must be {describe(hint)}")
+
+
+def _typed(hint: Any, text: str) -> Any:
+    """Text from the command line as a Python literal where the key does not ask for a string."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if hint is str or text in choices:
+        return str(text)
+    literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    try:
+        return ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return str(text)
 
 
 def _coerce_union(args: tuple, value: Any, path: str) -> Any:

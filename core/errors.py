@@ -2,29 +2,81 @@
 
 import errno
 import os
+import re
+import signal
+from types import FrameType
+from typing import NamedTuple
 
 
 class UserError(Exception):
     """Something the user can mend. `launch.py` prints it as one line and exits with 2."""
 
 
-_DISK = {
+class Stopped(Exception):
+    """A signal ended the run in good order; `launch.py` exits with 128 + its number (143, 130)."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
+        self.exit_code = 128 + number
+
+
+class Explained(NamedTuple):
+    """How an error is told."""
+
+    line: str
+    exit_code: int
+
+
+# What the operating system refuses and the user can mend.
+DISK = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the system allows",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EISDIR: "a folder stands where a file is expected",
     errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "a file stands where a folder is expected",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOENT: "there is no such file or folder",
 }
 
 
-def explain_os_error(error: OSError) -> str | None:
-    """One line for a full disk, a read-only folder and their kind; None where it is not the user's to mend."""
-    reason = _DISK.get(error.errno) if error.errno is not None else None
-    if reason is None:
-        return None
-    name = error.filename if error.filename is not None else "the workdir"
-    return f"{os.fsdecode(name)}: {reason}"
+def explain(error: BaseException) -> Explained | None:
+    """One line and an exit code; None for what is not the user's to mend, which keeps its traceback.
+
+    Libraries wrap what the operating system said in errors of their own, so causes are searched too.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return Explained(str(Stopped(signal.SIGINT)), 130)
+    if isinstance(error, Stopped):
+        return Explained(str(error), error.exit_code)
+    cause: BaseException | None = error
+    while cause is not None:
+        line = str(cause) if isinstance(cause, UserError) else _explain_disk(cause)
+        if line is not None:
+            return Explained(" ".join(line.split()), 2)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _explain_disk(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in DISK:
+        name = os.fsdecode(error.filename) if error.filename is not None else "the workdir"
+        return f"{name}: {DISK[error.errno]}"
+    # TensorStore, Arrow and ArrayRecord give the system's words: "[OS error 28: ENOSPC No space left on device]".
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if os.strerror(number).lower() in str(error).lower():
+            path = re.search(r"[\"' ](/[^\"']+)[\"']", str(error))
+            return f"{path[1] if path else 'the workdir'}: {DISK[number]}"
+    return None
+
+
+def raise_on_sigterm() -> None:
+    """From here on SIGTERM raises `Stopped`, so that open files are closed and temporary ones removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, stop)

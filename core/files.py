@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, content hashes, and the manifest of a stage's folder."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -60,22 +61,6 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-@contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this process; a second one is told so instead of mixing its files in."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{workdir} is in use by process {file.read() or '?'}; wait, or use another") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 class Stage:
     """A folder of the workdir, made by one verb, with a manifest that says from what.
 
@@ -86,8 +71,11 @@ class Stage:
 
     def __init__(self, folder: Path, spec: Mapping[str, Any], *, rebuild: bool):
         self.folder, self.spec = folder, json.loads(json.dumps(spec))
+        self.lock = _lock(folder)
         path = folder / MANIFEST
         self.manifest = read_json(path) if path.exists() else None
+        if self.manifest is not None and _only_manifest(folder):
+            self.manifest = None  # begun, and nothing made
         if self.manifest is not None and self.manifest.get("spec") != self.spec:
             difference = first_difference(self.manifest.get("spec"), self.spec)
             if not rebuild:
@@ -136,6 +124,28 @@ def read_stage(folder: Path, verb: str) -> dict[str, Any]:
     if not manifest["complete"]:
         raise UserError(f"{folder} is not finished; run `launch.py {verb}` (same --config and --workdir) first")
     return manifest
+
+
+def _lock(folder: Path) -> IO:
+    """Holds a stage for this process, while the returned file is open; a second process is told so."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f".{folder.name}.lock"
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        file.seek(0)
+        raise UserError(f"{folder} is being made by process {file.read() or '?'}; wait, or use another") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _only_manifest(folder: Path) -> bool:
+    return not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*"))
 
 
 def set_aside(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from core.config import require
 class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
-    path: str | None = None  # a folder or file; None is the Python installation itself
+    path: str = ""  # a folder or file; empty is the Python installation itself
     recipe: tuple[dict[str, Any], ...] = ()
     heldout_fraction: float = 0.05  # of documents, by a hash of their id
     shards: int = 4  # of the training documents

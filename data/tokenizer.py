@@ -34,6 +34,12 @@ class Tokenizer:
         self._mark = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
 
     @property
+    def kind(self) -> str:
+        """`unigram` or `bpe`: pieces of a unigram model can be scored by any number, BPE counts merges down."""
+        scores = [self.processor.get_score(i) for i in range(NEWLINE + 1 + 256, self.vocab_size)]
+        return "bpe" if all(score == -rank for rank, score in enumerate(scores)) else "unigram"
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the model file, which token shards record."""
         return hash_file(self.path)

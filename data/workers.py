@@ -3,6 +3,8 @@
 import concurrent.futures
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +21,7 @@ def process_map(function: Callable[[Any], Any], tasks: list[Any], workers: int =
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_live_with_parent) as pool:
         futures = [pool.submit(function, task) for task in tasks]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -28,3 +30,15 @@ def process_map(function: Callable[[Any], Any], tasks: list[Any], workers: int =
             raise UserError("a worker process died, perhaps for want of memory; lower data.workers") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _live_with_parent() -> None:
+    """Ctrl-C is the parent's to handle; a parent that was killed takes its workers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()

@@ -104,7 +104,7 @@ class Tally:
 
 
 def _source(config: DataConfig) -> tuple[ModuleType, Path]:
-    if config.path is None:
+    if not config.path:
         return python_installation, Path()
     return folder, Path(config.path).expanduser()
 

@@ -1,0 +1,63 @@
+# Each target does its own set-up: a virtual environment in the clone, with CPU wheels.
+# `make PYTHON=/path/to/python3.12 ...` chooses the interpreter.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+WORKDIR ?= runs/quickstart
+
+.PHONY: help quickstart test test-slow lint format bench-cpu bench-first-loss parity clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+quickstart: $(VENV)/quickstart ## the whole line on a laptop: documents to an evaluated model (about 5 minutes)
+	$(BIN)/python launch.py --config=experiments/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/test ## all tests that take seconds
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-slow: $(VENV)/test ## the others
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/test ## style, unused names, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/test ## puts the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
+	JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
+
+bench-cpu: $(VENV)-parity/ready ## training throughput beside the same model in PyTorch
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/cpu_throughput.py --peer-python=$(VENV)-parity/bin/python
+
+bench-first-loss: ## seconds from a fresh clone to the first loss, and to the end
+	bash benchmarks/first_loss.sh
+
+clean: ## removes the virtual environments
+	rm -rf $(VENV) $(VENV)-parity
+
+$(VENV)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/quickstart: $(VENV)/python setup.py
+	@echo "installing the CPU packages into $(VENV) (about a minute)"
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/python setup.py
+	@echo "installing the packages for tests into $(VENV) (about a minute)"
+	$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/quickstart
+
+$(VENV)-parity/ready: $(VENV)/quickstart
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip --quiet install torch==2.13.0 transformers==5.23.0 numpy
+	@touch $@

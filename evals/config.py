@@ -1,0 +1,26 @@
+"""The config subtree of the evaluation."""
+
+from dataclasses import dataclass
+
+from core.config import require
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured and shown of a trained model: `config.eval`."""
+
+    overlap: float = 0.5  # of a window with the one before, which gives its tokens context
+    rows: int = 16  # windows evaluated at once
+    quick_bytes: int = 50_000  # of held-out text in the evaluations during training
+    samples: int = 4  # half continue held-out documents, half begin from nothing
+    sample_tokens: int = 128
+    prompt_tokens: int = 32
+    temperature: float = 0.8
+    top_k: int = 50
+
+    def __post_init__(self):
+        require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")
+        require(self.rows > 0, f"rows={self.rows} must be positive")
+        require(self.samples >= 0, f"samples={self.samples} must be 0 or more")
+        require(self.temperature >= 0, f"temperature={self.temperature} must be 0 or more")
+        require(self.top_k > 0, f"top_k={self.top_k} must be positive")

@@ -1,0 +1,136 @@
+"""The eval stage and the generate verb: bits per byte, baselines and samples of the newest checkpoint."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from core.files import Stage, read_stage, write_json
+from core.progress import say
+from data.document import read_documents
+from data.tokenize import CURATED, open_split, open_tokenizer
+from data.tokenizer import BOS, EOS
+from evals import perplexity
+from evals.config import EvalConfig
+from model.generate import generate
+from objectives import next_token
+from train.loop import Run, load_params, run_spec
+
+VERSION = 1
+FOLDER = "eval"
+
+
+def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
+    """Makes `workdir/eval/eval.json` and returns what stands in it."""
+    params, step = load_params(run, workdir)
+    spec = {"version": VERSION, "eval": dataclasses.asdict(config), "train": run_spec(run, workdir), "step": step}
+    stage = Stage(workdir / FOLDER, spec, rebuild=True)
+    if stage.finished:
+        say(f"eval: {stage.folder} is up to date")
+        return stage.summary
+    texts = [document.text.encode() for document in _heldout_documents(workdir)]
+    result = {
+        "step": step,
+        "heldout": _heldout(config, run, workdir, params),
+        "compressors": perplexity.compressors(texts),
+        "samples": samples(config, run, workdir, params),
+    }
+    path = stage.folder / "eval.json"
+    write_json(path, result)
+    stage.finish([path], result)
+    ours, xz = result["heldout"]["bits_per_byte"], result["compressors"]["xz -9e"]
+    say(
+        f"eval: {ours:.3f} bits per byte on {len(texts)} held-out documents "
+        f"(xz -9e: {xz['each_document']:.3f} each alone, {xz['one_stream']:.3f} as one stream)"
+    )
+    return result
+
+
+def quick_evaluation(config: EvalConfig, run: Run, workdir: Path) -> Callable[[Any], dict[str, float]]:
+    """What the loop calls while training: bits per byte of the first held-out documents."""
+    shards = open_split(workdir, "heldout")
+    measure = _measure(config, run, max_bytes=config.quick_bytes)
+
+    def call(params: Any) -> dict[str, float]:
+        nats = measure(params, shards)
+        return {"heldout_bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.bytes[: len(nats)].sum())}
+
+    return call
+
+
+def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, max_tokens: int, seed: int) -> None:
+    """Writes the prompt and its continuation to standard output as it comes."""
+    params, _ = load_params(run, workdir)
+    tokenizer = open_tokenizer(workdir)
+    ids = [BOS, *tokenizer.encode(prompt)]
+    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": seed}
+    shown = tokenizer.decode(ids)
+    sys.stdout.write(shown)
+    for (token,) in generate(run.model, params, [ids], window=run.batch.row_length, max_tokens=max_tokens, **settings):
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):  # the bytes of a character may come in several tokens
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    sys.stdout.write("\n")
+
+
+def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[dict[str, Any]]:
+    """Continuations of held-out documents, and texts from nothing."""
+    tokenizer, shards = open_tokenizer(workdir), open_split(workdir, "heldout")
+    continued = np.arange(min((config.samples + 1) // 2, len(shards)))
+    prompts = [ids[: config.prompt_tokens].tolist() for ids in shards.read(continued)]
+    names: list[str | None] = [shards.document_ids[document] for document in continued]
+    prompts += [[BOS]] * (config.samples - len(prompts))
+    names += [None] * (config.samples - len(names))
+    if not prompts:
+        return []
+    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": run.seed}
+    texts: list[list[int]] = [[] for _ in prompts]
+    steps = generate(
+        run.model, params, prompts, window=run.batch.row_length, max_tokens=config.sample_tokens, **settings
+    )
+    for tokens in steps:
+        for text, token in zip(texts, tokens):
+            if token is not None:
+                text.append(token)
+    return [
+        {"document": name, "prompt": tokenizer.decode(prompt), "text": tokenizer.decode(text)}
+        for name, prompt, text in zip(names, prompts, texts)
+    ]
+
+
+def _measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
+    token_nats = jax.jit(functools.partial(next_token.token_nats, run.model))
+    settings = {"length": run.batch.row_length, "overlap": config.overlap, "rows": config.rows}
+    return lambda params, shards: perplexity.evaluate(token_nats, params, shards, **settings, **limits)
+
+
+def _heldout(config: EvalConfig, run: Run, workdir: Path, params: Any) -> dict[str, Any]:
+    shards = open_split(workdir, "heldout")
+    nats = _measure(config, run, progress=True)(params, shards)
+    source_of = {document.id: document.source for document in _heldout_documents(workdir)}
+    sources = [source_of[identifier] for identifier in shards.document_ids]
+    predicted = int((shards.lengths - 1).sum())
+    return {
+        "documents": len(shards),
+        "bytes": int(shards.bytes.sum()),
+        "tokens": predicted,
+        "bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.bytes.sum()),
+        "nats_per_token": float(nats.sum() / predicted),
+        "by_source": dict(perplexity.by_source(sources, shards.bytes, nats)),
+        "window": run.batch.row_length,
+        "stride": round(run.batch.row_length * (1 - config.overlap)),
+    }
+
+
+def _heldout_documents(workdir: Path):
+    read_stage(workdir / CURATED, "curate")
+    for path in sorted((workdir / CURATED).glob("heldout-*.parquet")):
+        yield from read_documents(path)

@@ -1,0 +1,31 @@
+"""Next-token prediction: the mean cross-entropy of tokens whose target belongs to the same document."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels.cross_entropy.api import linear_cross_entropy
+from model import transformer
+from model.config import ModelConfig
+
+
+def loss(config: ModelConfig, params: transformer.Params, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean nats a token, and metrics: `max_logit_LN` and the number of predicted tokens."""
+    output = transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
+    total = linear_cross_entropy(
+        output.hidden_BTD, transformer.head(config, params), batch.targets_BT, batch.weights_BT
+    ).loss
+    count = jnp.sum(batch.weights_BT)
+    mean = total / jnp.maximum(count, 1.0)
+    return mean, {"loss": mean, "predicted_tokens": count, "max_logit_LN": output.max_logit_LN}
+
+
+def token_nats(config: ModelConfig, params: transformer.Params, batch: Any) -> jax.Array:
+    """Cross-entropy of every token in nats, zero where nothing is predicted; for evaluation."""
+    output = transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
+    weights_BT = jnp.asarray(batch.weights_BT)
+    nats = linear_cross_entropy(
+        output.hidden_BTD, transformer.head(config, params), batch.targets_BT, weights_BT
+    ).nats_BT
+    return nats * weights_BT

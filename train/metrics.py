@@ -1,0 +1,77 @@
+"""What the loop writes down: `metrics.jsonl`, the same as TensorBoard events, and the progress bar."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from core.errors import UserError
+from core.files import atomic_write
+from core.progress import Progress, count
+
+
+class Journal:
+    """Writes rows from step `start` on; rows beyond it come from work that was lost and are removed."""
+
+    def __init__(self, folder: Path, start: int, steps: int, tokens_per_step: int):
+        self.path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= start]
+        with atomic_write(self.path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self.bar = Progress("train", steps, start=start)
+        self.tokens_per_step = tokens_per_step
+        self.seconds = rows[-1]["seconds"] if rows else 0.0  # of training, over all restarts
+        self.step, self.clock = start, time.monotonic()
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A row for the update that made the state of `step`; reading the arrays waits for it."""
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
+                "start again in another --workdir"
+            )
+        now = time.monotonic()
+        elapsed, self.clock = now - self.clock, now
+        rate = (step - self.step) * self.tokens_per_step / elapsed
+        self.step, self.seconds = step, self.seconds + elapsed
+        self.write(step, {**values, "tokens": step * self.tokens_per_step, "tokens_per_second": rate})
+        self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One row of numbers."""
+        row = {"step": step, **values, "seconds": round(self.seconds, 3)}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def paused(self, metrics: Mapping[str, Any]) -> Iterator[None]:
+        """Time spent inside is not training time, but the step that computes `metrics` is: it is awaited first."""
+        jax.block_until_ready(metrics)
+        began = time.monotonic()
+        yield
+        self.clock += time.monotonic() - began
+
+    def close(self) -> None:
+        """Flushes, and leaves the last line of the bar."""
+        self.file.close()
+        self.events.close()
+        self.bar.finish(f"{self.step:,} of {self.bar.total:,} steps")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows written so far; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,29 @@
+"""What a step changes: the parameters, the optimiser's state, and the number of steps done."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from model import transformer
+from model.config import ModelConfig
+
+
+class TrainState(NamedTuple):
+    """Plain trees of arrays."""
+
+    step: jax.Array  # int32, updates done
+    params: transformer.Params
+    opt_state: Any
+
+
+def init(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step."""
+    params = transformer.init(model, seed)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def abstract(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the state, without its arrays."""
+    return jax.eval_shape(lambda: init(model, optimizer, 0))
