@@ -9,6 +9,7 @@ import functools
 import glob
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +148,11 @@ class Experiment:
     tree: Mapping[str, Any]
     parts: Mapping[str, Any]
 
+    @property
+    def stale(self) -> str:
+        """What to do with a stage made from something else."""
+        return "set_aside" if self.arguments.rebuild else "refuse"
+
     @functools.cached_property
     def training(self) -> Any:
         """What training needs, as one record."""
@@ -159,14 +165,14 @@ class Experiment:
         """Pillar 1, the documents."""
         from data.curate.engine import curate
 
-        curate(self.parts["data"], self.workdir, rebuild=self.arguments.rebuild)
+        curate(self.parts["data"], self.workdir, stale=self.stale)
 
     def tokenize(self) -> None:
         """Pillar 1, the tokens."""
         from data.tokenize import tokenize
 
         workers = self.parts["data"].workers
-        tokenize(self.parts["tokenizer"], self.workdir, rebuild=self.arguments.rebuild, workers=workers)
+        tokenize(self.parts["tokenizer"], self.workdir, stale=self.stale, workers=workers)
 
     def train(self) -> None:
         """Brings the pillars together; evaluation inside the loop is handed in from above."""
@@ -174,7 +180,7 @@ class Experiment:
         from train.loop import train
 
         measure = functools.partial(quick_evaluation, self.parts["eval"], self.training, self.workdir)
-        train(self.training, self.workdir, make_evaluate=measure, rebuild=self.arguments.rebuild)
+        train(self.training, self.workdir, make_evaluate=measure, stale=self.stale)
 
     def eval(self) -> None:
         """Judges the newest checkpoint."""
@@ -186,7 +192,9 @@ class Experiment:
         """The page that shows what came out."""
         from evals.report import report
 
-        report(self.tree, self.workdir)
+        overrides = [f"--config.{key}={value}" for key, value in self.arguments.overrides.items()]
+        flags = [f"--config={self.arguments.config}", f"--workdir={self.workdir}", *overrides]
+        report(self.tree, self.workdir, command=shlex.join(["python", "launch.py", *flags]))
 
     def export(self) -> None:
         """The model for others."""
@@ -199,9 +207,7 @@ class Experiment:
         from evals.evaluate import print_generated
 
         given = self.arguments
-        print_generated(
-            self.parts["eval"], self.training, self.workdir, given.prompt, given.max_tokens, given.seed
-        )
+        print_generated(self.parts["eval"], self.training, self.workdir, given.prompt, given.max_tokens, given.seed)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Times of the CPU kernels, forward and forward + backward, against the plain reference and PyTorch eager.
 
-    python benchmarks/kernels_cpu.py [--peer-python=/path/to/python/with/torch] [--rounds=15] [--only=attention]
+    python benchmarks/kernels_cpu.py [--peer-python=/path/to/python/with/torch] [--rounds=15] [--only=loss]
 
-Every round times each column once, one after the other, so that a busy machine slows all of them; the least of
-the rounds is printed. `ratio` is time of the reference under jit / time of ours, `torch` the same for PyTorch.
-Attention is timed alone and as the model runs it: inside a scan over LAYERS layers (times are per layer).
+Every round times each column once, one after the other, so that a busy machine slows all of them; the least
+of the rounds is printed. `ratio` is the time of the reference under jit over that of the row, the last column
+the same for PyTorch. Attention is timed alone and as the model runs it: inside a scan over LAYERS layers
+(times are per layer).
 """
 
 import argparse
@@ -36,7 +37,8 @@ LOSS_SHAPES = [  # B, T, D, V
     (8, 512, 512, 8192),
 ]
 
-# Runs in the interpreter of --peer-python: a line in is a case, a line out its milliseconds, forward and both.
+# Runs in the interpreter of --peer-python: a line in is a case, a line out its milliseconds, forward and
+# forward + backward.
 PEER = """
 import sys, time
 import torch
@@ -117,7 +119,7 @@ def ask(peer, case):
 
 
 def measure(name, shape, columns, peer, rounds, per=1):
-    """Prints one row per column: least milliseconds and how many times faster than the reference and PyTorch."""
+    """Prints one row per column: least milliseconds, and speed against the reference and PyTorch."""
     case = " ".join(map(str, (name, *shape)))
     times = {column: [] for column in columns}
     torch_times = []
@@ -131,11 +133,9 @@ def measure(name, shape, columns, peer, rounds, per=1):
     for column, (forward, both) in least.items():
         ratio = least["reference"][1] / both
         against = "" if torch is None else f"{torch[0]:10.2f}{torch[1]:10.2f}{torch[1] / both:8.2f}"
-        label = name + (f" x{per}" if per > 1 else "")
-        print(
-            f"{label:<14}{case.split(' ', 1)[1]:<18}{column:<11}{forward:8.2f}{both:10.2f}{ratio:8.2f}{against}",
-            flush=True,
-        )
+        label, shape_text = name + (f" x{per}" if per > 1 else ""), " ".join(map(str, shape))
+        row = f"{label:<14}{shape_text:<18}{column:<11}{forward:8.2f}{both:10.2f}{ratio:8.2f}{against}"
+        print(row, flush=True)
 
 
 def main():
@@ -158,9 +158,7 @@ def main():
                 columns = {name: attention_case(name, shape, layers) for name in ("reference", "xla")}
                 measure("attention", shape, columns, peer, options.rounds, layers or 1)
         for shape in LOSS_SHAPES if options.only in ("", "loss") else ():
-            measure(
-                "loss", shape, {n: loss_case(n, shape) for n in ("reference", "xla")}, peer, options.rounds
-            )
+            measure("loss", shape, {n: loss_case(n, shape) for n in ("reference", "xla")}, peer, options.rounds)
 
 
 if __name__ == "__main__":

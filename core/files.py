@@ -8,12 +8,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from core.errors import UserError
 from core.progress import say
 
 MANIFEST = "manifest.json"
+
+Stale = Literal["refuse", "set_aside", "replace"]
 
 
 @contextlib.contextmanager
@@ -65,25 +67,25 @@ class Stage:
     """A folder of the workdir, made by one verb, with a manifest that says from what.
 
     `spec` holds all that decides the result: the config subtree, the fingerprints of the inputs, the version of
-    the code. A folder with the same spec is continued or, once finished and unharmed, skipped. A folder with
-    another spec is never reused: it is set aside and made anew where `rebuild` allows that, else refused.
+    the code. A folder with the same spec is continued or, once finished and unharmed, skipped. What a folder with
+    another spec holds is never reused: `stale` says whether it is refused, set aside under another name, or, for
+    what is quickly derived from other stages, made over.
     """
 
-    def __init__(self, folder: Path, spec: Mapping[str, Any], *, rebuild: bool):
+    def __init__(self, folder: Path, spec: Mapping[str, Any], *, stale: Stale = "refuse"):
         self.folder, self.spec = folder, json.loads(json.dumps(spec))
         self.lock = _lock(folder)
         path = folder / MANIFEST
-        self.manifest = read_json(path) if path.exists() else None
-        if self.manifest is not None and _only_manifest(folder):
-            self.manifest = None  # begun, and nothing made
+        self.manifest = read_json(path) if path.exists() and not _only_manifest(folder) else None
         if self.manifest is not None and self.manifest.get("spec") != self.spec:
             difference = first_difference(self.manifest.get("spec"), self.spec)
-            if not rebuild:
+            if stale == "refuse":
                 raise UserError(
                     f"{folder} was made from something else ({difference}); use another --workdir, "
                     "or --rebuild to set it aside and make it anew"
                 )
-            say(f"{folder} is stale ({difference}); set aside as {set_aside(folder)}")
+            if stale == "set_aside":
+                say(f"{folder} is stale ({difference}); set aside as {set_aside(folder)}")
             self.manifest = None
         if self.manifest is None:
             write_json(path, {"spec": self.spec, "complete": False})

@@ -17,7 +17,10 @@ class DataConfig:
     workers: int = 0  # processes; 0 is one a core
 
     def __post_init__(self):
-        require(0 < self.heldout_fraction < 1, f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1")
+        require(
+            0 < self.heldout_fraction < 1,
+            f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1",
+        )
         require(self.shards > 0, f"shards={self.shards} must be positive")
         require(self.workers >= 0, f"workers={self.workers} must be 0 or more")
 

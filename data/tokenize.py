@@ -1,7 +1,7 @@
 """The tokenize stage: learns the tokenizer from the training documents, encodes every shard, checks every document.
 
-    workdir/tokenizer/tokenizer.model
-    workdir/tokens/{train,heldout}-00000.array_record and their indexes
+workdir/tokenizer/tokenizer.model
+workdir/tokens/{train,heldout}-00000.array_record and their indexes
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from core.files import Stage, read_stage
+from core.files import Stage, Stale, read_stage
 from core.progress import say, track
 from data.config import TokenizerConfig
 from data.document import read_documents
@@ -21,12 +21,12 @@ VERSION = 1
 CURATED, TOKENIZER, TOKENS = "curated", "tokenizer", "tokens"
 
 
-def tokenize(config: TokenizerConfig, workdir: Path, *, rebuild: bool = False, workers: int = 0) -> dict[str, Any]:
+def tokenize(config: TokenizerConfig, workdir: Path, *, stale: Stale = "refuse", workers: int = 0) -> dict[str, Any]:
     """Makes `workdir/tokenizer` and `workdir/tokens`; returns the summary of the tokens."""
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    tokenizer = _train_tokenizer(config, curated["hashes"], workdir, rebuild)
+    tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
     spec = {"version": VERSION, "tokenizer": tokenizer.fingerprint, "curated": curated["hashes"]}
-    stage = Stage(workdir / TOKENS, spec, rebuild=rebuild)
+    stage = Stage(workdir / TOKENS, spec, stale=stale)
     if stage.finished:
         say(f"tokenize: {stage.folder} is up to date")
         return stage.summary
@@ -57,9 +57,9 @@ def open_tokenizer(workdir: Path) -> Tokenizer:
     return Tokenizer(workdir / TOKENIZER / "tokenizer.model")
 
 
-def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, rebuild: bool) -> Tokenizer:
+def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, stale: Stale) -> Tokenizer:
     spec = {"version": VERSION, "tokenizer": dataclasses.asdict(config), "curated": curated}
-    stage = Stage(workdir / TOKENIZER, spec, rebuild=rebuild)
+    stage = Stage(workdir / TOKENIZER, spec, stale=stale)
     path = stage.folder / "tokenizer.model"
     if not stage.finished:
         shards = sorted((workdir / CURATED).glob("train-*.parquet"))

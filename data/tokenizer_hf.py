@@ -37,7 +37,11 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [_special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [_special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "pair": [
+                _special("<s>"),
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}},
         },
         "decoder": {

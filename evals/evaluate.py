@@ -28,8 +28,13 @@ FOLDER = "eval"
 def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
     """Makes `workdir/eval/eval.json` and returns what stands in it."""
     params, step = load_params(run, workdir)
-    spec = {"version": VERSION, "eval": dataclasses.asdict(config), "train": run_spec(run, workdir), "step": step}
-    stage = Stage(workdir / FOLDER, spec, rebuild=True)
+    spec = {
+        "version": VERSION,
+        "eval": dataclasses.asdict(config),
+        "train": run_spec(run, workdir),
+        "step": step,
+    }
+    stage = Stage(workdir / FOLDER, spec, stale="replace")
     if stage.finished:
         say(f"eval: {stage.folder} is up to date")
         return stage.summary
@@ -71,7 +76,9 @@ def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, ma
     settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": seed}
     shown = tokenizer.decode(ids)
     sys.stdout.write(shown)
-    for (token,) in generate(run.model, params, [ids], window=run.batch.row_length, max_tokens=max_tokens, **settings):
+    for (token,) in generate(
+        run.model, params, [ids], window=run.batch.row_length, max_tokens=max_tokens, **settings
+    ):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # the bytes of a character may come in several tokens

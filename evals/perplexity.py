@@ -67,7 +67,9 @@ def evaluate(
 
 def _batch(shards: TokenShards, group: list[tuple[int, int, int]], length: int, rows: int) -> Batch:
     """Windows as a batch of fixed shape, empty rows at the end."""
-    arrays = {name: np.zeros((rows, length), np.float32 if name == "weights_BT" else np.int32) for name in Batch._fields}
+    arrays = {
+        name: np.zeros((rows, length), np.float32 if name == "weights_BT" else np.int32) for name in Batch._fields
+    }
     texts = shards.read(np.array([document for document, _, _ in group]))
     for row, (ids, (_, begin, first)) in enumerate(zip(texts, group)):
         piece = ids[begin : begin + length + 1]

@@ -57,9 +57,7 @@ def _next_ids(config: ModelConfig, temperature: float, top_k: int):
     @jax.jit
     def next_ids(params, buffer_BT, last_B, key) -> jax.Array:
         positions_BT = jnp.broadcast_to(jnp.arange(buffer_BT.shape[1]), buffer_BT.shape)
-        hidden_BTD = transformer.apply(
-            config, params, buffer_BT, jnp.ones_like(buffer_BT), positions_BT
-        ).hidden_BTD
+        hidden_BTD = transformer.apply(config, params, buffer_BT, jnp.ones_like(buffer_BT), positions_BT).hidden_BTD
         hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
         logits_BV = transformer.logits(config, params, hidden_BD)
         if temperature == 0:

@@ -15,7 +15,13 @@ def write_model(folder: Path, config: ModelConfig, params: Params, *, max_positi
     """Writes a folder that `SmolLM3ForCausalLM.from_pretrained` loads."""
     described = hf_config(config, max_positions=max_positions, bos=bos, eos=eos)
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": True, "top_k": 50}
+    generation = {
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+        "do_sample": True,
+        "top_k": 50,
+    }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     tensors = hf_tensors(config, params)
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))

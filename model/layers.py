@@ -20,6 +20,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = config.norm_epsilon
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Normalises the last axis; returns the dtype of x."""
         x = x_BTD.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x_BTD.dtype)
@@ -35,6 +36,7 @@ class SwiGLU(nnx.Module):
         self.down = normal(rngs.params(), (F, D), config.init_std)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
         dtype = x_BTD.dtype
         gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...].astype(dtype))
         up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...].astype(dtype))

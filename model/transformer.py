@@ -36,6 +36,7 @@ class Block(nnx.Module):
         self.feed_forward = SwiGLU(config, rngs)
 
     def __call__(self, x_BTD, cos_BTR, sin_BTR, segment_ids_BT) -> tuple[jax.Array, jax.Array]:
+        """The residual stream after the layer, and the largest attention logit of each head [N]."""
         mixed_BTD, max_logit_N = self.attention(self.attention_norm(x_BTD), cos_BTR, sin_BTR, segment_ids_BT)
         x_BTD = x_BTD + mixed_BTD
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), max_logit_N

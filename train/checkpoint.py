@@ -1,13 +1,27 @@
 """Checkpoints by Orbax: written beside the running steps, whole or not at all."""
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
 from core.errors import UserError
 from train.state import TrainState
+
+
+class _NotOrbax(logging.Filter):
+    """Orbax logs what it also raises, tracebacks included, and comments on its own options."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for what Orbax logs."""
+        return "orbax" not in record.pathname
+
+
+absl.logging.get_absl_logger().addFilter(_NotOrbax())
 
 
 class Checkpoints:
@@ -30,6 +44,13 @@ class Checkpoints:
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a save; the arrays may be donated to the next step as soon as this returns."""
+        size = sum(array.nbytes for array in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(
+                f"{self.folder}: no space is left on the disk for a checkpoint of {size / 1e6:,.1f} MB "
+                f"({free / 1e6:,.1f} MB free); make room, the same command continues"
+            )
         self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
 
     def restore(self, abstract: TrainState, shardings: Any, step: int) -> TrainState:

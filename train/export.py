@@ -20,8 +20,13 @@ def export(run: Run, workdir: Path) -> Path:
     """Makes `workdir/export` and returns it."""
     params, step = load_params(run, workdir)
     tokenizer = open_tokenizer(workdir)
-    spec = {"version": VERSION, "train": run_spec(run, workdir), "step": step, "tokenizer": tokenizer.fingerprint}
-    stage = Stage(workdir / FOLDER, spec, rebuild=True)
+    spec = {
+        "version": VERSION,
+        "train": run_spec(run, workdir),
+        "step": step,
+        "tokenizer": tokenizer.fingerprint,
+    }
+    stage = Stage(workdir / FOLDER, spec, stale="replace")
     if stage.finished:
         say(f"export: {stage.folder} is up to date")
         return stage.folder

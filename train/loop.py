@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import Stage, read_stage
+from core.files import Stage, Stale, read_stage
 from core.progress import count, say
 from data.config import BatchConfig
 from data.pipeline import Batches
@@ -53,14 +53,14 @@ class Setup(NamedTuple):
 
 
 def train(
-    run: Run, workdir: Path, *, make_evaluate: Callable[[], Evaluate] | None = None, rebuild: bool = False
+    run: Run, workdir: Path, *, make_evaluate: Callable[[], Evaluate] | None = None, stale: Stale = "refuse"
 ) -> None:
     """Trains to `run.train.steps` from the newest checkpoint, or from the beginning.
 
     What `make_evaluate()` gives is called with the parameters every `eval_every` steps, and its numbers join the
     metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
     """
-    stage = Stage(workdir / FOLDER, run_spec(run, workdir), rebuild=rebuild)
+    stage = Stage(workdir / FOLDER, run_spec(run, workdir), stale=stale)
     if stage.finished:
         say(f"train: {stage.folder} is up to date")
         return
@@ -97,28 +97,40 @@ def train(
 def set_up(run: Run, workdir: Path) -> Setup:
     """Data, mesh, step and state, from the newest checkpoint where there is one."""
     batches = Batches(open_split(workdir, "train"), run.batch, run.seed)
-    optimizer, schedule = build(run.optim, run.train.steps)
-    mesh = sharding.make_mesh()
+    program = make_program(run, sharding.make_mesh())
+    checkpoints = Checkpoints(workdir / FOLDER / "checkpoints", run.train.keep_checkpoints)
+    start = checkpoints.latest or 0
+    current = checkpoints.restore(program.abstract, program.shardings, start) if start else program.init()
+    tokens = run.train.steps * run.batch.rows * run.batch.row_length
+    epochs = run.train.steps / batches.batches_per_epoch
+    say(
+        f"train: {count(run.model.num_parameters)} parameters, {run.train.steps:,} steps of {run.batch.rows} x "
+        f"{run.batch.row_length} tokens = {count(tokens)} ({epochs:.2f} epochs) on {jax.device_count()} "
+        f"{jax.devices()[0].platform}" + (f", from step {start:,}" if start else "")
+    )
+    return Setup(program.step, current, start, batches, checkpoints)
+
+
+class Program(NamedTuple):
+    """What a run computes, independent of its data: a mesh of devices that exist, or of a topology that does not."""
+
+    step: Step
+    init: Callable[[], state.TrainState]
+    abstract: state.TrainState
+    shardings: state.TrainState
+
+
+def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
+    """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
     if run.batch.rows % mesh.size:
         raise UserError(f"config batch.rows={run.batch.rows} is not a multiple of the {mesh.size} devices")
+    optimizer, schedule = build(run.optim, run.train.steps)
     abstract = state.abstract(run.model, optimizer)
     shardings = sharding.state_shardings(abstract, mesh)
     loss = functools.partial(next_token.loss, run.model)
     step = compile_step(make_step(loss, optimizer, schedule), shardings, sharding.batch_sharding(mesh))
-
-    checkpoints = Checkpoints(workdir / FOLDER / "checkpoints", run.train.keep_checkpoints)
-    start = checkpoints.latest or 0
-    if start:
-        current = checkpoints.restore(abstract, shardings, start)
-    else:
-        current = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)()
-    tokens = run.train.steps * run.batch.rows * run.batch.row_length
-    say(
-        f"train: {count(run.model.num_parameters)} parameters, {run.train.steps:,} steps of {run.batch.rows} x "
-        f"{run.batch.row_length} tokens = {count(tokens)} ({run.train.steps / batches.batches_per_epoch:.2f} epochs)"
-        f" on {mesh.size} {jax.devices()[0].platform}" + (f", from step {start:,}" if start else "")
-    )
-    return Setup(step, current, start, batches, checkpoints)
+    init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
+    return Program(step, init, abstract, shardings)
 
 
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
@@ -136,9 +148,8 @@ def load_params(run: Run, workdir: Path) -> tuple[Any, int]:
         raise UserError(f"{folder} does not exist; run `launch.py train` (same --config and --workdir) first")
     checkpoints = Checkpoints(folder)
     if checkpoints.latest is None:
-        raise UserError(f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first")
-    optimizer, _ = build(run.optim, run.train.steps)
-    abstract = state.abstract(run.model, optimizer)
-    shardings = sharding.state_shardings(abstract, sharding.make_mesh())
-    restored = checkpoints.restore(abstract, shardings, checkpoints.latest)
-    return restored.params, checkpoints.latest
+        raise UserError(
+            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
+        )
+    program = make_program(run, sharding.make_mesh())
+    return checkpoints.restore(program.abstract, program.shardings, checkpoints.latest).params, checkpoints.latest

@@ -23,7 +23,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, schedule: opt
         metrics = {
             "loss": metrics["loss"],
             "learning_rate": schedule(state.step),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "max_logit": jnp.max(metrics["max_logit_LN"]),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

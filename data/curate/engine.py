@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from core.errors import UserError
-from core.files import Stage, atomic_write, hash_file, read_json, write_json
+from core.files import Stage, Stale, atomic_write, hash_file, read_json, write_json
 from core.progress import say, track
 from data.config import DataConfig
 from data.curate.steps import ExactDuplicates, build_recipe, recipe_spec
@@ -32,12 +32,12 @@ VERSION = 1
 FOLDER = "curated"
 
 
-def curate(config: DataConfig, workdir: Path, *, rebuild: bool = False) -> dict[str, Any]:
+def curate(config: DataConfig, workdir: Path, *, stale: Stale = "refuse") -> dict[str, Any]:
     """Makes `workdir/curated` and returns its summary: documents and bytes kept and dropped, by source."""
     source, root = _source(config)
     decides = {"path": config.path, "heldout_fraction": config.heldout_fraction, "shards": config.shards}
     spec = {"version": VERSION, "data": {**decides, "recipe": recipe_spec(config.recipe)}}
-    stage = Stage(workdir / FOLDER, {**spec, "input": source.inputs(root)}, rebuild=rebuild)
+    stage = Stage(workdir / FOLDER, {**spec, "input": source.inputs(root)}, stale=stale)
     if stage.finished:
         say(f"curate: {stage.folder} is up to date")
         return stage.summary

@@ -25,6 +25,7 @@ class Length:
         require(0 <= self.min_chars <= self.max_chars, "min_chars must not exceed max_chars")
 
     def __call__(self, text: str) -> str | None:
+        """The reason to drop the text, or None."""
         if len(text) < self.min_chars:
             return "too_short"
         return "too_long" if len(text) > self.max_chars else None
@@ -38,6 +39,7 @@ class ControlCharacters:
     max_fraction: float = 0.001
 
     def __call__(self, text: str) -> str | None:
+        """The reason to drop the text, or None."""
         bad = text.count("\0") + text.count("\ufffd")
         return "control_characters" if bad > self.max_fraction * len(text) else None
 
@@ -50,6 +52,7 @@ class Letters:
     min_fraction: float = 0.5
 
     def __call__(self, text: str) -> str | None:
+        """The reason to drop the text, or None."""
         visible = "".join(text.split())
         letters = sum(map(str.isalpha, visible))
         return "too_few_letters" if letters < self.min_fraction * len(visible) else None
@@ -68,6 +71,7 @@ class DuplicateLines:
     min_chars: int = 20
 
     def __call__(self, text: str) -> str | None:
+        """The reason to drop the text, or None."""
         lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= self.min_chars]
         duplicates = len(lines) - len(collections.Counter(lines))
         return "duplicate_lines" if duplicates > self.max_fraction * len(lines) else None

@@ -27,14 +27,14 @@ class VisibleText(HTMLParser):
         """Opens a hidden element or breaks the line."""
         if tag in HIDDEN:
             self.hidden.append(tag)
-        elif tag in BLOCKS:
+        elif tag in BLOCKS and not self.hidden:
             self.parts.append("\n")
 
     def handle_endtag(self, tag: str) -> None:
         """Closes a hidden element, and those left open inside it, or breaks the line."""
         if tag in self.hidden:
             del self.hidden[self.hidden.index(tag) :]
-        elif tag in BLOCKS:
+        elif tag in BLOCKS and not self.hidden:
             self.parts.append("\n")
 
     def handle_data(self, data: str) -> None:

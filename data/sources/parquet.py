@@ -19,7 +19,10 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
         schema = file.schema_arrow
         if "text" not in schema.names or not _is_string(schema.field("text").type):
             raise UserError(f"{path} has no column `text` of strings; it has {', '.join(schema.names)}")
-        columns = ["text", *(key for key in FIELDS if key in schema.names and _is_string(schema.field(key).type))]
+        columns = [
+            "text",
+            *(key for key in FIELDS if key in schema.names and _is_string(schema.field(key).type)),
+        ]
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():

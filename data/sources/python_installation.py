@@ -36,7 +36,11 @@ def partitions(_: Path) -> list[str]:
 def inputs(_: Path) -> dict:
     """What the documents depend on: the interpreter and the size of every source file."""
     sizes = [(name, path.stat().st_size) for name, path in _modules()]
-    return {"python": platform.python_version(), "modules": len(sizes), "bytes": sum(size for _, size in sizes)}
+    return {
+        "python": platform.python_version(),
+        "modules": len(sizes),
+        "bytes": sum(size for _, size in sizes),
+    }
 
 
 def read(_: Path, partition: str) -> Iterator[Document | Dropped]:

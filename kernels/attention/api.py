@@ -46,13 +46,9 @@ def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
     """Shapes that do not fit are refused here, where the message can still name them."""
     B, T, N, H = q_BTNH.shape
     if k_BSKH.shape != v_BSKH.shape or k_BSKH.shape[:2] != (B, T) or k_BSKH.shape[3] != H:
-        raise ValueError(
-            f"attention: queries {q_BTNH.shape}, keys {k_BSKH.shape}, values {v_BSKH.shape} do not fit"
-        )
+        raise ValueError(f"attention: queries {q_BTNH.shape}, keys {k_BSKH.shape}, values {v_BSKH.shape} do not fit")
     if N % k_BSKH.shape[2]:
-        raise ValueError(
-            f"attention: {N} query heads are not a multiple of {k_BSKH.shape[2]} key/value heads"
-        )
+        raise ValueError(f"attention: {N} query heads are not a multiple of {k_BSKH.shape[2]} key/value heads")
     if segment_ids_BT is not None and segment_ids_BT.shape != (B, T):
         raise ValueError(f"attention: segment ids {segment_ids_BT.shape} should have shape {(B, T)}")
 
@@ -62,8 +58,7 @@ def _choose(implementation: str | None) -> str:
     """The name of the implementation to run."""
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention: unknown implementation {implementation!r};"
-            f" choose from {', '.join(sorted(IMPLEMENTATIONS))}"
+            f"attention: unknown implementation {implementation!r}; choose from {', '.join(sorted(IMPLEMENTATIONS))}"
         )
     chosen = implementation or "xla"
     reason = "as asked" if implementation else f"picked for {jax.default_backend()}"

@@ -1,7 +1,11 @@
 """Causal self attention in blocks of queries: no block computes keys beyond its own end.
 
-The blocks are unrolled, each with its own key length, so the masked half is never computed. The G query heads
-of a key/value head lie as rows of one matrix, [G t, H] x [H, s], and keys are never repeated.
+The blocks are unrolled, each with its own key length, so nearly half of the logits are never computed. The G
+query heads of a key/value head lie as rows of one matrix, [G t, H] x [H, s], and keys are never repeated.
+Written for XLA:CPU, in float32 throughout: what counts there is that no matrix product has to transpose or
+copy an operand of the size of the logits, and that a block's logits stay near the caches.
+
+Suffixes: t queries of one block, s the keys it may see, X = G t rows of one key/value head.
 """
 
 import functools
@@ -10,84 +14,101 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 128  # queries per block
-MASKED = -1e30  # finite, so that no row needs care; exp() of it is exactly 0
+BLOCK = 64  # least queries per block; on 2 cores 32 compiles twice as long for 0-10%, 128 loses 5-15%
+BLOCKS = 16  # most blocks, which bounds compile time: longer sequences have larger blocks
+HIDDEN = -1e30  # added to logits that may not be seen: exp() of them is exactly 0
+
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+_barrier = jax.lax.optimization_barrier
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale):
     """Attention with a blocked forward and a blocked backward pass; returns (out_BTNH, max_logit_N)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    out_BKGTH, max_logit_N = _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, scale)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H), max_logit_N
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    q_BTKGH = (q_BTNH.astype(wide) * scale).reshape(B, T, K, N // K, H)
+    k_BKSH, v_BKSH = (a.astype(wide).transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
+    out_BKGTH, max_logit_N = _attend(q_BTKGH.transpose(0, 2, 3, 1, 4), k_BKSH, v_BKSH, segment_ids_BT)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, scale):
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, scale)[0]
+@jax.custom_vjp
+def _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT):
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT)[0]
 
 
 def _blocks(T):
     """(first, end) of each block of queries."""
-    return [(first, min(first + BLOCK, T)) for first in range(0, T, BLOCK)]
+    size = max(BLOCK, -(-T // (BLOCKS * BLOCK)) * BLOCK)
+    return [(first, min(first + size, T)) for first in range(0, T, size)]
 
 
-def _logits(q_BKGtH, k_BKsH, segment_ids_BT, scale, first, end):
-    """Scaled logits of queries first..end against keys 0..end, MASKED where a query may not look."""
-    logits_BKGts = (
-        jnp.einsum("BKGtH,BKsH->BKGts", q_BKGtH, k_BKsH, preferred_element_type=jnp.float32) * scale
-    )
-    visible_Bts = (np.arange(first, end)[:, None] >= np.arange(end)[None, :])[None]
-    if segment_ids_BT is not None:
-        visible_Bts = visible_Bts & (segment_ids_BT[:, first:end, None] == segment_ids_BT[:, None, :end])
-    return jnp.where(visible_Bts[:, None, None], logits_BKGts, MASKED)
+def _rows(a_BKGTH, first, end):
+    """Queries first..end of all heads of a key/value head as the rows of one matrix."""
+    B, K, G, _, H = a_BKGTH.shape
+    return a_BKGTH[:, :, :, first:end].reshape(B, K, G * (end - first), H)
 
 
-def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, scale):
-    """((out_BKGTH, max_logit_N), residuals)."""
+def _bias(segment_ids_BT, first, end):
+    """[B or 1, t, s]: 0 where a query of first..end may see a key of 0..end, else HIDDEN."""
+    visible_Bts = (np.arange(first, end)[:, None] >= np.arange(end))[None]
+    if segment_ids_BT is None:
+        return np.where(visible_Bts, 0.0, HIDDEN).astype(np.float32)
+    same_Bts = segment_ids_BT[:, first:end, None] == segment_ids_BT[:, None, :end]
+    return jnp.where(visible_Bts & same_Bts, jnp.float32(0), jnp.float32(HIDDEN))
+
+
+def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT):
+    """((out_BKGTH, max_logit_N), residuals); the queries are scaled already."""
+    B, K, G, T, H = q_BKGTH.shape
     outs, lses, maxima = [], [], []
-    for first, end in _blocks(q_BKGTH.shape[3]):
-        q_BKGtH, k_BKsH, v_BKsH = q_BKGTH[:, :, :, first:end], k_BKSH[:, :, :end], v_BKSH[:, :, :end]
-        logits_BKGts = _logits(q_BKGtH, k_BKsH, segment_ids_BT, scale, first, end)
-        max_BKGt1 = logits_BKGts.max(-1, keepdims=True)
+    for first, end in _blocks(T):
+        t = end - first
+        logits_BKXs = _einsum("BKXH,BKsH->BKXs", _rows(q_BKGTH, first, end), k_BKSH[:, :, :end])
+        logits_BKGts = logits_BKXs.reshape(B, K, G, t, end) + _bias(segment_ids_BT, first, end)[:, None, None]
+        # Without the barrier XLA reduces all logits a second time for the maximum over the batch.
+        max_BKGt1 = _barrier(logits_BKGts.max(-1, keepdims=True))
         weights_BKGts = jnp.exp(logits_BKGts - max_BKGt1)
         sum_BKGt1 = weights_BKGts.sum(-1, keepdims=True)
-        mixed_BKGtH = jnp.einsum(
-            "BKGts,BKsH->BKGtH",
-            weights_BKGts.astype(v_BKSH.dtype),
-            v_BKsH,
-            preferred_element_type=jnp.float32,
-        )
-        outs.append((mixed_BKGtH / sum_BKGt1).astype(q_BKGTH.dtype))
-        lses.append(max_BKGt1 + jnp.log(sum_BKGt1))
+        mixed_BKXH = _einsum("BKXs,BKsH->BKXH", weights_BKGts.reshape(B, K, G * t, end), v_BKSH[:, :, :end])
+        outs.append(mixed_BKXH.reshape(B, K, G, t, H) / sum_BKGt1)
+        lses.append((max_BKGt1 + jnp.log(sum_BKGt1))[..., 0])
         maxima.append(max_BKGt1.max((0, 3, 4)))
-    out_BKGTH, lse_BKGT1 = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
-    max_logit_N = jnp.stack(maxima).max(0).reshape(-1)
-    return (out_BKGTH, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT1)
+    out_BKGTH, lse_BKGT = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
+    max_logit_N = jnp.stack(maxima).max(0).reshape(K * G)
+    return (out_BKGTH, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT)
 
 
-def _backward(scale, residuals, cotangents):
-    """Gradients of queries, keys and values, one block of queries at a time; the maximum has none."""
-    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT1 = residuals
+def _backward(residuals, cotangents):
+    """Gradients of queries, keys and values, from one block of queries at a time; the maximum has none.
+
+    Logits are computed transposed, [s, X]: then the three products with the probabilities read them as they
+    lie, if the gradient of the queries is computed transposed too, [H, s] x [s, X].
+    """
+    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT = residuals
     dout_BKGTH = cotangents[0]
-    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dot_BKGT1 = wide("BKGTH,BKGTH->BKGT", dout_BKGTH, out_BKGTH)[..., None]
-    dqs = []
-    dk_BKSH, dv_BKSH = jnp.zeros(k_BKSH.shape, jnp.float32), jnp.zeros(v_BKSH.shape, jnp.float32)
-    for first, end in _blocks(q_BKGTH.shape[3]):
-        q_BKGtH, dout_BKGtH = q_BKGTH[:, :, :, first:end], dout_BKGTH[:, :, :, first:end]
-        k_BKsH, v_BKsH = k_BKSH[:, :, :end], v_BKSH[:, :, :end]
-        logits_BKGts = _logits(q_BKGtH, k_BKsH, segment_ids_BT, scale, first, end)
-        probs_BKGts = jnp.exp(logits_BKGts - lse_BKGT1[:, :, :, first:end])
-        dprobs_BKGts = wide("BKGtH,BKsH->BKGts", dout_BKGtH, v_BKsH)
-        dlogits_BKGts = probs_BKGts * (dprobs_BKGts - dot_BKGT1[:, :, :, first:end]) * scale
-        probs_BKGts, dlogits_BKGts = probs_BKGts.astype(q_BKGTH.dtype), dlogits_BKGts.astype(q_BKGTH.dtype)
-        dqs.append(wide("BKGts,BKsH->BKGtH", dlogits_BKGts, k_BKsH).astype(q_BKGTH.dtype))
-        dk_BKSH = dk_BKSH.at[:, :, :end].add(wide("BKGts,BKGtH->BKsH", dlogits_BKGts, q_BKGtH))
-        dv_BKSH = dv_BKSH.at[:, :, :end].add(wide("BKGts,BKGtH->BKsH", probs_BKGts, dout_BKGtH))
-    return jnp.concatenate(dqs, 3), dk_BKSH.astype(k_BKSH.dtype), dv_BKSH.astype(v_BKSH.dtype), None
+    B, K, G, T, H = q_BKGTH.shape
+    dot_BKGT = (dout_BKGTH * out_BKGTH).sum(-1)
+    k_BKHS = _barrier(k_BKSH.swapaxes(2, 3))  # the barriers keep XLA from folding the transposes away
+    dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
+    for first, end in _blocks(T):
+        q_BKXH, dout_BKXH = _rows(q_BKGTH, first, end), _rows(dout_BKGTH, first, end)
+        lse_BK1Gt, dot_BK1Gt = (a[:, :, None, :, first:end] for a in (lse_BKGT, dot_BKGT))
+        bias_BKsGt = _bias(segment_ids_BT, first, end).swapaxes(1, 2)[:, None, :, None]
+
+        logits_BKsX = _einsum("BKsH,BKXH->BKsX", k_BKSH[:, :, :end], q_BKXH)
+        logits_BKsGt = logits_BKsX.reshape(B, K, end, G, end - first)
+        probs_BKsGt = jnp.exp(logits_BKsGt + bias_BKsGt - lse_BK1Gt)
+        dprobs_BKsX = _einsum("BKsH,BKXH->BKsX", v_BKSH[:, :, :end], dout_BKXH)
+        dlogits_BKsGt = probs_BKsGt * (dprobs_BKsX.reshape(logits_BKsGt.shape) - dot_BK1Gt)
+
+        probs_BKsX, dlogits_BKsX = (a.reshape(dprobs_BKsX.shape) for a in (probs_BKsGt, dlogits_BKsGt))
+        dq_BKHX = _barrier(_einsum("BKHs,BKsX->BKHX", k_BKHS[..., :end], dlogits_BKsX))
+        dqs.append(dq_BKHX.reshape(B, K, H, G, end - first))
+        dk_BKSH = dk_BKSH.at[:, :, :end].add(_einsum("BKsX,BKXH->BKsH", dlogits_BKsX, q_BKXH))
+        dv_BKSH = dv_BKSH.at[:, :, :end].add(_einsum("BKsX,BKXH->BKsH", probs_BKsX, dout_BKXH))
+    return jnp.concatenate(dqs, -1).transpose(0, 1, 3, 4, 2), dk_BKSH, dv_BKSH, None
 
 
 _attend.defvjp(_forward, _backward)

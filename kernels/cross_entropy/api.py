@@ -48,9 +48,7 @@ def linear_cross_entropy(
 def _check_shapes(x_BTD, w_VD, targets_BT, weights_BT) -> None:
     """Shapes that do not fit are refused here, where the message can still name them."""
     if x_BTD.shape[-1] != w_VD.shape[-1]:
-        raise ValueError(
-            f"linear_cross_entropy: inputs {x_BTD.shape} do not fit the output layer {w_VD.shape}"
-        )
+        raise ValueError(f"linear_cross_entropy: inputs {x_BTD.shape} do not fit the output layer {w_VD.shape}")
     if targets_BT.shape != x_BTD.shape[:2] or weights_BT.shape != x_BTD.shape[:2]:
         raise ValueError(
             f"linear_cross_entropy: targets {targets_BT.shape} and weights {weights_BT.shape}"

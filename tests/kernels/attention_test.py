@@ -17,6 +17,7 @@ from kernels.attention import reference
 from kernels.attention.api import attention
 
 IMPLEMENTATIONS = ["xla"]  # later back ends join here
+compiled = jax.jit(attention, static_argnames=("scale", "implementation"))
 
 
 def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
@@ -57,7 +58,7 @@ def check(implementation, B, T, N, K, H, *, segments=False, scale=None, seed=0):
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 class TestAttention:
-    @pytest.mark.parametrize("T", [1, 2, 7, 129, 256, 300])
+    @pytest.mark.parametrize("T", [1, 2, 7, 64, 129])
     def test_lengths(self, implementation, T):
         check(implementation, 2, T, 4, 2, 32)
 
@@ -69,7 +70,7 @@ class TestAttention:
     def test_head_sizes(self, implementation, H):
         check(implementation, 1, 140, 4, 2, H)
 
-    @pytest.mark.parametrize("T", [1, 7, 129, 300])
+    @pytest.mark.parametrize("T", [7, 129])
     def test_packed_segments(self, implementation, T):
         check(implementation, 3, T, 4, 2, 32, segments=True)
 
@@ -80,9 +81,9 @@ class TestAttention:
         """A token sees every earlier token of its id, also behind a stretch of another."""
         (q, k, v, _), _ = inputs(1, 160, 2, 1, 32)
         ids = jnp.asarray(np.arange(160)[None] // 20 % 2)
-        got = attention(q, k, v, segment_ids_BT=ids, implementation=implementation).out_BTNH
+        got = compiled(q, k, v, segment_ids_BT=ids, implementation=implementation).out_BTNH
         ours = np.asarray(ids[0] == ids[0, -1])  # the last token's mates, itself included
-        alone = attention(q[:, ours], k[:, ours], v[:, ours], implementation="reference").out_BTNH
+        alone = compiled(q[:, ours], k[:, ours], v[:, ours], implementation="reference").out_BTNH
         np.testing.assert_allclose(got[:, -1], alone[:, -1], atol=1e-5)
 
     def test_bfloat16(self, implementation):
@@ -123,7 +124,7 @@ class TestAttention:
             out = attention(q, k, v, segment_ids_BT=ids, implementation=implementation).out_BTNH
             return jnp.sum(out[:, at] * dout[:, at])
 
-        dq, dk, dv = jax.grad(read, (0, 1, 2))(q, k, v)
+        dq, dk, dv = jax.jit(jax.grad(read, (0, 1, 2)))(q, k, v)
         assert (dq[:, at] != 0).all()
         assert (jnp.delete(dq, at, 1) == 0).all()
         for gradient in (dk, dv):
@@ -145,9 +146,9 @@ class TestAttention:
         (q, k, v, _), _ = inputs(2, 150, 4, 2, 32)
         k = k.at[1, 149].set(50 * q[1, 10, :2])  # seen by the last query alone, aligned with query 10
         q = q.at[1, 149].set(0.0)
-        got = attention(q, k, v, implementation=implementation).max_logit_N
+        got = compiled(q, k, v, implementation=implementation).max_logit_N
         assert got.max() < 10
-        seen = attention(q.at[1, 149, 3].set(k[1, 149, 1]), k, v, implementation=implementation).max_logit_N
+        seen = compiled(q.at[1, 149, 3].set(k[1, 149, 1]), k, v, implementation=implementation).max_logit_N
         assert seen[3] > 1000
         np.testing.assert_array_equal(seen[:3], got[:3])
 
@@ -189,7 +190,7 @@ class TestAttention:
         np.testing.assert_allclose(got, want, atol=5e-5, rtol=1e-5)
         np.testing.assert_allclose(got_maxima, want_maxima, rtol=1e-5)
 
-    @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+    @hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
     @hypothesis.given(
         B=st.integers(1, 3),
         T=st.integers(1, 150),
@@ -220,7 +221,7 @@ def test_sharded_batch_gives_the_same(implementation):
         def step(q, k, v, ids, implementation):
             def loss(q, k, v):
                 out = attention(q, k, v, segment_ids_BT=ids, implementation=implementation)
-                return jnp.sum(out.out_BTNH**2), out.max_logit_N
+                return jnp.sum(jnp.sin(out.out_BTNH)), out.max_logit_N
             return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
 
         want = jax.jit(step, static_argnums=4)(q, k, v, ids, "reference")

@@ -153,7 +153,7 @@ class TestLinearCrossEntropy:
 
     @pytest.mark.usefixtures("small_chunks")
     @hypothesis.settings(
-        max_examples=6,
+        max_examples=4,
         deadline=None,
         derandomize=True,
         suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],

@@ -1,0 +1,397 @@
+"""The report stage: one self-contained page that says what was trained, on what, and how good it is.
+
+Everything is read from the stages of a workdir; what is missing is named with the verb that makes it.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from core.config import parse
+from core.files import MANIFEST, Stage, atomic_write, fingerprint, hash_file, read_json
+from core.page import Page, code, link, strong, tag
+from core.progress import count, say
+from evals import figures
+from evals.figures import column, quantity
+from model.config import ModelConfig
+from train.metrics import read_metrics
+
+VERSION = 1
+FOLDER = "report"
+VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+XZ = "xz -9e"
+
+
+def report(config: Mapping[str, Any], workdir: Path, *, command: str | None = None) -> Path:
+    """Makes `workdir/report/report.html` and `loss.png`; `command` is shown as the way to do it all again."""
+    stage = Stage(workdir / FOLDER, _spec(config, workdir), stale="replace")
+    path, image = stage.folder / "report.html", stage.folder / "loss.png"
+    if stage.finished:
+        say(f"report: {stage.folder} is up to date")
+        return path
+    found = read(config, workdir)
+    _page(found, command).write(path)
+    with atomic_write(image) as file:
+        figures.png(figures.loss(found.rows), file)
+    stage.finish([path, image], {"step": found.step})
+    say(f"report: {path}")
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a workdir holds so far."""
+
+    config: Mapping[str, Any]
+    workdir: Path
+    manifests: dict[str, dict[str, Any]]  # of stages begun, by folder
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    result: dict[str, Any] | None  # eval.json
+
+    def summary(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage said of itself."""
+        manifest = self.manifests.get(stage, {"complete": False})
+        return manifest["summary"] if manifest["complete"] else None
+
+    @property
+    def trained(self) -> dict[str, Any] | None:
+        """What training was made from, finished or not."""
+        return self.manifests.get("train", {}).get("spec")
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The shape of the model, once training has begun."""
+        return parse(ModelConfig, self.trained["model"], "model") if self.trained else None
+
+    @property
+    def step(self) -> int:
+        """Updates done, as far as the metrics say."""
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return int(max(column(self.rows, "tokens")[1], default=0))
+
+    @property
+    def rate(self) -> float | None:
+        """Median tokens per second: a mean would count compilation and pauses."""
+        _, rates = column(self.rows, "tokens_per_second")
+        return float(np.median(rates)) if len(rates) else None
+
+    @property
+    def name(self) -> str:
+        """What to call the run."""
+        return str(self.config.get("name") or self.workdir.resolve().name)
+
+
+def read(config: Mapping[str, Any], workdir: Path) -> Found:
+    """Reads what the stages of a workdir left."""
+    paths = {name: workdir / name / MANIFEST for name in VERBS}
+    manifests = {name: read_json(path) for name, path in paths.items() if path.exists()}
+    result = workdir / "eval" / "eval.json"
+    rows = read_metrics(workdir / "train" / "metrics.jsonl") if "train" in manifests else []
+    rows = rows if any("loss" in row for row in rows) else []  # an evaluation may be written before its step
+    return Found(config, workdir, manifests, rows, read_json(result) if result.exists() else None)
+
+
+def _spec(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    inputs = [f"{name}/{MANIFEST}" for name in VERBS] + ["train/metrics.jsonl", "eval/eval.json"]
+    hashes = {name: hash_file(workdir / name) for name in inputs if (workdir / name).exists()}
+    return {"version": VERSION, "config": fingerprint(config), "inputs": hashes}
+
+
+def _page(found: Found, command: str | None) -> Page:
+    footer = f"Quintet report {VERSION}, made from {found.workdir.resolve()}"
+    page = Page(found.name, *_lead(found), footer=footer)
+    _state(page, found)
+    page.tiles(_tiles(found))
+    sections = [
+        ("Loss", _loss, found.rows, "train"),
+        ("Beside compressors", _compressors, found.result, "eval"),
+        ("While training", _dynamics, found.rows, "train"),
+        ("Data", _data, found.summary("curated"), "curate"),
+        ("Tokenizer", _tokenizer, found.summary("tokens"), "tokenize"),
+        ("Samples", _samples, found.result, "eval"),
+    ]
+    for title, write, holds, verb in sections:
+        page.section(title)
+        if holds:
+            write(page, found)
+        else:
+            page.notice("Nothing here yet: ", code(f"launch.py {verb}"), " makes it.")
+    page.section("Reproduce")
+    _reproduce(page, found, command)
+    return page
+
+
+def _lead(found: Found) -> list[Any]:
+    """Plain English: what was trained on what, and how good it is."""
+    if not found.rows:
+        return ["No model is trained yet; this page shows what the workdir holds so far."]
+    model, tokens = found.model, found.summary("tokens")
+    text = [f"A {model.num_layers}-layer transformer of {count(model.num_parameters)} parameters, trained "]
+    text += [f"for {found.step:,} steps on {count(found.tokens)} tokens"]
+    if tokens:
+        text += [f", {_epochs(found)} over {quantity(tokens['train']['bytes'])} of text"]
+    if curated := found.summary("curated"):
+        names = list(curated["sources"])
+        shown = names if len(names) <= 5 else [*names[:4], f"{len(names) - 4} more sources"]
+        text += [f" ({', '.join(shown)})"]
+    text += [". "]
+    if found.result:
+        ours, xz = found.result["heldout"]["bits_per_byte"], found.result["compressors"][XZ]["each_document"]
+        text += [f"On {found.result['heldout']['documents']:,} held-out documents it needs "]
+        text += [strong(f"{ours:.3f} bits per byte"), f", {_beside(ours, xz)} "]
+        text += [f"{XZ} needs on the same documents, each alone ({xz:.3f})."]
+    else:
+        text += ["It is not evaluated yet."]
+    return text
+
+
+def _beside(ours: float, other: float) -> str:
+    change = ours / other - 1
+    if abs(change) < 0.005:
+        return "as many as"
+    return f"{abs(change):.0%} {'fewer' if change < 0 else 'more'} than"
+
+
+def _epochs(found: Found) -> str:
+    epochs = found.tokens / found.summary("tokens")["train"]["tokens"]
+    return f"{epochs:.2g} epochs" if epochs < 10 else f"{epochs:,.0f} epochs"
+
+
+def _state(page: Page, found: Found) -> None:
+    """What a reader must know first: training unfinished, another config, an older evaluation."""
+    if not found.trained:
+        page.notice(strong("Nothing is trained yet: "), code("launch.py train"), " does it.")
+        return
+    if found.summary("train") is None:
+        done = f"Training is not finished: step {found.step:,} of {found.trained['steps']:,}. "
+        page.notice(strong(done), "The command under ", link("Reproduce", "Reproduce"), " continues it.")
+    if found.result and found.result["step"] < found.step:
+        older = f"The evaluation is of step {found.result['step']:,}, training has reached {found.step:,}: "
+        page.notice(older, code("launch.py eval"), " brings it up to date.")
+    if differing := _differing(found.config, found.trained):
+        page.notice("The config given here is not the one trained; they differ in ", code(differing), ".")
+
+
+def _differing(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """Keys that training recorded with another value than the config gives; defaults are recorded only."""
+    given = json.loads(json.dumps({part: config.get(part, {}) for part in ("model", "batch", "optim")}))
+    pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
+    keys = [f"{part}.{key}" for part, key, value in pairs if trained[part].get(key) != value]
+    if config.get("train", {}).get("steps", trained["steps"]) != trained["steps"]:
+        keys.append("train.steps")
+    return ", ".join(keys)
+
+
+def _tiles(found: Found) -> list[tuple[str, str, str]]:
+    none, model, rate = "-", found.model, found.rate
+    heldout = (none, "not evaluated")
+    partial = column(found.rows, "heldout_bits_per_byte")[1]
+    if len(partial):
+        heldout = (f"{partial[-1]:.3f}", "while training, first documents only")
+    if found.result:
+        xz = found.result["compressors"][XZ]["each_document"]
+        heldout = (f"{found.result['heldout']['bits_per_byte']:.3f}", f"{XZ}: {xz:.3f}, each document alone")
+    tokens = found.tokens
+    epochs = _epochs(found) if tokens and found.summary("tokens") else ""
+    seconds = max((row["seconds"] for row in found.rows), default=0)
+    flops = model.flops_per_token(found.trained["batch"]["row_length"]) if model and tokens else 0
+    compute = quantity(flops * tokens, "FLOP") if flops else none
+    return [
+        ("Held-out bits per byte", *heldout),
+        ("Parameters", count(model.num_parameters) if model else none, "embedding counted once"),
+        ("Tokens trained on", count(tokens) if tokens else none, epochs),
+        ("Tokens per second", count(rate) if rate else none, "median"),
+        ("Training time", _time(seconds) if seconds else none, "without evaluation and saving"),
+        (
+            "Training compute",
+            compute,
+            f"{quantity(flops * rate, 'FLOP')}/s, computed from the shape" if flops else "",
+        ),
+    ]
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _loss(page: Page, found: Found) -> None:
+    steps, losses = column(found.rows, "loss")
+    fall = f"from {losses[0]:.2f} at step {steps[0]:,} to {losses[-1]:.2f} at step {steps[-1]:,}"
+    alt = f"Training loss in nats per token, {fall}"
+    caption = []
+    if len(losses) >= figures.SMOOTHED_FROM:
+        caption += ["The light line is the loss of single steps, the strong one their running mean."]
+    vocabulary = found.model.vocab_size
+    caption += [f"Guessing evenly among {vocabulary:,} tokens costs {math.log(vocabulary):.2f} nats."]
+    if len(column(found.rows, "heldout_bits_per_byte")[0]):
+        caption += ["While training, bits per byte are measured on the first held-out documents only."]
+    wide, narrow = (
+        figures.svg(figures.loss(found.rows, width), f"loss{width}", alt) for width in (figures.WIDE, figures.NARROW)
+    )
+    page.figure(wide, " ".join(caption), narrow=narrow)
+
+
+def _compressors(page: Page, found: Found) -> None:
+    heldout, others = found.result["heldout"], found.result["compressors"]
+    ours = heldout["bits_per_byte"]
+    name = f"this model, step {found.result['step']:,}"
+    alt = f"Held-out bits per byte: {ours:.3f} for this model, {others[XZ]['each_document']:.3f} for {XZ}"
+    wide, narrow = (
+        figures.svg(figures.compressors(ours, name, others, width), f"compressors{width}", alt)
+        for width in (figures.WIDE, figures.NARROW)
+    )
+    page.figure(wide, narrow=narrow)
+    tokens = found.summary("tokens")
+    seen = quantity(tokens["train"]["bytes"]) if tokens else "a corpus"
+    page.text(
+        "Bits per byte say how well the next token is predicted, whatever the tokenizer: the bits that an "
+        "arithmetic coder driven by the model would need, over the bytes of the text. Stored plainly, text "
+        f"takes 8. Read the comparison with care: the model has seen {seen} of text from the same sources, "
+        "and its own size is not counted, while the compressors start from nothing or, as one stream, from "
+        "the other held-out documents. To beat them is the least to expect, and the number compares only "
+        "with others measured on the same documents."
+    )
+    rows = [(code(source), *_numbers(own)) for source, own in heldout["by_source"].items()]
+    page.table(["source", "documents", "bytes", "bits per byte"], [*rows, ("all", *_numbers(heldout))])
+    page.text(
+        f"{heldout['tokens']:,} tokens of {heldout['nats_per_token']:.3f} nats, each predicted once, in "
+        f"windows of {heldout['window']:,} tokens that start {heldout['stride']:,} apart."
+    )
+
+
+def _numbers(counts: Mapping[str, Any]) -> tuple[int, int, float]:
+    return counts["documents"], counts["bytes"], counts["bits_per_byte"]
+
+
+def _dynamics(page: Page, found: Found) -> None:
+    clip = found.trained["optim"].get("clip_norm")
+    drawn = [
+        ("rate", "Learning rate by step", figures.learning_rate(found.rows)),
+        ("norm", "Gradient norm by step", figures.grad_norm(found.rows, clip)),
+        ("logit", "Largest attention logit by step", figures.max_logit(found.rows)),
+        ("speed", "Tokens per second by step", figures.tokens_per_second(found.rows)),
+    ]
+    page.figures((figures.svg(figure, name, alt), "") for name, alt, figure in drawn)
+
+
+def _data(page: Page, found: Found) -> None:
+    curated = found.summary("curated")
+    drawn = [(figures.sources(curated["sources"]), "sources", "Bytes kept by source")]
+    if curated["dropped"]:
+        drawn.append((figures.drops(curated["sources"]), "drops", "Documents dropped by reason"))
+    page.figures((figures.svg(figure, name, alt), "") for figure, name, alt in drawn)
+    kinds = ("train_documents", "train_bytes", "heldout_documents", "heldout_bytes")
+    rows = []
+    for source, own in curated["sources"].items():
+        dropped = sum(number for key, number in own.items() if key not in kinds)
+        rows.append((code(source), *(own.get(kind, 0) for kind in kinds), dropped))
+    page.table(["source", "to train on", "bytes", "held out", "bytes", "dropped"], rows)
+    page.heading("Dropped documents")
+    drops = _drops(found.workdir / "curated" / "dropped.jsonl")
+    rows = [
+        (code(reason), documents, size, code(example["id"]), code(example["source"]))
+        for reason, (documents, size, example) in sorted(drops.items(), key=lambda item: -item[1][0])
+    ]
+    if rows:
+        page.table(["reason", "documents", "bytes", "for example", "from"], rows)
+    listed = "All are listed in " if rows else "None; they would be listed in "
+    page.text(listed, code("curated/dropped.jsonl"), ".")
+
+
+def _drops(path: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
+    """Documents, bytes and the first entry of every reason, read by line: a large corpus drops millions."""
+    drops: dict[str, tuple[int, int, dict[str, Any]]] = {}
+    with path.open(encoding="utf-8") as file:
+        for entry in map(json.loads, file):
+            documents, size, example = drops.get(entry["reason"], (0, 0, entry))
+            drops[entry["reason"]] = documents + 1, size + entry["size"], example
+    return drops
+
+
+def _tokenizer(page: Page, found: Found) -> None:
+    tokens = found.summary("tokens")
+    splits = [(label, tokens[key]) for label, key in (("to train on", "train"), ("held out", "heldout"))]
+    rows = [
+        (label, own["documents"], own["bytes"], own["tokens"], own["bytes"] / max(own["tokens"], 1))
+        for label, own in splits
+    ]
+    page.table(["split", "documents", "bytes", "tokens", "bytes per token"], rows)
+    documents, bad = sum(own["documents"] for _, own in splits), tokens["not_lossless"]
+    faithful = f"{bad:,} of {documents:,} documents do not" if bad else f"all {documents:,} documents"
+    page.text(f"A vocabulary of {tokens['vocab_size']:,}; {faithful} decode to themselves.")
+
+
+def _samples(page: Page, found: Found) -> None:
+    if not found.result["samples"]:
+        page.text("The config asks for none.")
+        return
+    made = tag("span", "What the model wrote", class_="made")
+    page.text("None is picked by hand. ", made, " stands on a coloured ground, what it was given is grey.")
+    for sample in found.result["samples"]:
+        named = sample["document"] is not None
+        page.text(*(["Continues ", code(sample["document"])] if named else ["From nothing"]))
+        prompt = [tag("span", sample["prompt"], class_="given")] if sample["prompt"] else []
+        page.pre(*prompt, tag("span", sample["text"] or "(ended at once)", class_="made"))
+
+
+def _reproduce(page: Page, found: Found, command: str | None) -> None:
+    if command is None:
+        file = f"experiments/{found.config['name']}.py" if found.config.get("name") else "FILE"
+        command = shlex.join(["python", "launch.py", f"--config={file}", f"--workdir={found.workdir}"])
+    words = [("\\\n    " if word[:2] == "--" else "") + shlex.quote(word) for word in shlex.split(command)]
+    page.pre(" ".join(words))
+    page.text("Finished stages are skipped, an interrupted one continues. The config with all overrides:")
+    with page.details("Config", opened=True):
+        page.tree(found.config)
+    page.heading("Stages")
+    states = {None: "not begun", True: "finished", False: "not finished"}
+    rows = []
+    for name, verb in VERBS.items():
+        path = found.workdir / name / MANIFEST
+        state = states[found.manifests.get(name, {"complete": None})["complete"]]
+        digest = hash_file(path) if path.exists() else "-"
+        rows.append((code(name), code(f"launch.py {verb}"), state, code(digest)))
+    page.table(["folder", "made by", "state", "hash of its manifest"], rows)
+    with page.details("Hashes of the data"):
+        page.table(["file", "hash"], [(code(name), code(digest)) for name, digest in _data_hashes(found)])
+    page.heading("Software and machine")
+    page.text("Of this report; training ran on the same where one command ran both.")
+    devices = jax.devices()
+    machine = f"{len(devices)} {devices[0].platform} ({devices[0].device_kind})"
+    rows = [("python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)]
+    rows += [("devices", machine), ("CPU cores", str(os.cpu_count())), ("platform", platform.platform())]
+    page.table(["what", "which"], rows)
+
+
+def _data_hashes(found: Found) -> list[tuple[str, str]]:
+    curated = found.summary("curated") or {"hashes": {}}
+    tokens = found.summary("tokens") or {split: {"shards": []} for split in ("train", "heldout")}
+    shards = [shard for split in ("heldout", "train") for shard in tokens[split]["shards"]]
+    names = [(f"curated/{name}", digest) for name, digest in sorted(curated["hashes"].items())]
+    return names + [(f"tokens/{shard['name']}", shard["hash"]) for shard in shards]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

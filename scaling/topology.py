@@ -1,0 +1,53 @@
+"""TPU topologies on a CPU host: the real TPU compiler, no TPU.
+
+    compiled = compile_step(run, "v5e:4x4")
+    compiled.memory_analysis(), compiled.as_text()
+
+`pip install libtpu` (in the extra [test], Linux x86-64) brings the compiler; names are v4:2x2x1, v5e:2x2,
+v5p:2x2x1, v6e:2x2, tpu7x:2x2x1 and larger ones.
+"""
+
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from core.errors import UserError
+from data.pipeline import Batch
+from train.loop import Run, make_program
+from train.sharding import make_mesh
+
+# libtpu asks a metadata server who it is, unless told.
+HOST = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
+    """Devices of a topology, to build a mesh on; they can be compiled for, not run on."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed; run `pip install libtpu` (wheels exist for Linux x86-64)")
+    for key, value in HOST.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+    if name.startswith("v4:"):  # by default its two cores are devices of their own, which JAX's meshes refuse
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"topology {name} is not known to libtpu ({str(error).splitlines()[0]})") from error
+
+
+def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:
+    """The true train step of a run, compiled by XLA:TPU for every chip of a topology, from shapes alone."""
+    program = make_program(run, make_mesh(topology_devices(topology, num_slices)))
+    shape = (run.batch.rows, run.batch.row_length)
+    dtypes = Batch(*4 * [jnp.int32], jnp.float32)
+    batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct(shape, dtype), dtypes)
+    return program.step.lower(program.abstract, batch).compile()

@@ -1,0 +1,31 @@
+import errno
+import signal
+
+from core.errors import Stopped, UserError, explain
+
+
+def test_disk_errors_name_the_file():
+    error = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+    assert explain(error) == ("/data/x: no space is left on the disk", 2)
+
+
+def test_what_the_system_said_is_found_inside_a_library_error():
+    text = 'RESOURCE_EXHAUSTED: Error writing "/w/d/ab": [OS error 28: ENOSPC No space left on device]'
+    assert explain(ValueError(text)) == ("/w/d/ab: no space is left on the disk", 2)
+    outer = RuntimeError("save failed")
+    outer.__cause__ = OSError(errno.EROFS, "Read-only file system", "/w")
+    assert explain(outer) == ("/w: the file system is read-only", 2)
+
+
+def test_stops_have_the_exit_codes_of_shells():
+    assert explain(Stopped(signal.SIGTERM)).exit_code == 143
+    assert explain(KeyboardInterrupt()).exit_code == 130
+
+
+def test_a_bug_keeps_its_traceback():
+    assert explain(ValueError("shapes do not match")) is None
+    assert explain(AssertionError()) is None
+
+
+def test_a_user_error_is_one_line():
+    assert explain(UserError("a\nb")) == ("a b", 2)

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from core.errors import UserError
+from data.config import DataConfig
+from data.curate import engine
+from data.document import id_hash, read_documents
+from lab import make_corpus
+
+RECIPE = ({"step": "length", "min_chars": 20}, {"step": "exact_duplicates"})
+
+
+def config(path, **changes):
+    return DataConfig(
+        **{"path": str(path), "recipe": RECIPE, "shards": 2, "heldout_fraction": 0.3, "workers": 1, **changes}
+    )
+
+
+def all_documents(workdir, pattern):
+    return [d for path in sorted((workdir / "curated").glob(pattern)) for d in read_documents(path)]
+
+
+def test_every_document_is_kept_once_or_dropped_for_a_reason(tmp_path):
+    root = make_corpus(tmp_path / "in")
+    (root / "short.txt").write_text("tiny")
+    (root / "copy.txt").write_text((root / "000.txt").read_text())
+    (root / "latin.txt").write_bytes(b"\xe9" * 50)
+    summary = engine.curate(config(root), tmp_path / "w")
+    train, heldout = all_documents(tmp_path / "w", "train-*"), all_documents(tmp_path / "w", "heldout-*")
+    dropped = [json.loads(line) for line in (tmp_path / "w/curated/dropped.jsonl").read_text().splitlines()]
+    assert len(train) + len(heldout) == 12
+    assert len(heldout) > 0
+    assert summary["dropped"] == {"too_short": 1, "exact_duplicate": 1, "undecodable": 1}
+    assert {entry["reason"] for entry in dropped} == set(summary["dropped"])
+    ids = {document.id for document in train} | {document.id for document in heldout}
+    assert len(ids | {entry["id"] for entry in dropped}) == 15
+    assert summary["train"] == {"documents": len(train), "bytes": sum(len(d.text.encode()) for d in train)}
+    assert summary["sources"]["text"]["dropped:undecodable"] == 1
+
+
+def test_shards_are_in_hash_order(tmp_path):
+    engine.curate(config(make_corpus(tmp_path / "in")), tmp_path / "w")
+    hashes = [id_hash(document.id, "order") for document in all_documents(tmp_path / "w", "train-*")]
+    assert hashes == sorted(hashes)
+
+
+def test_the_split_depends_on_ids_alone(tmp_path):
+    """More documents, other shards, other workers: nobody changes sides."""
+    root = make_corpus(tmp_path / "in")
+    engine.curate(config(root), tmp_path / "a")
+    before = {document.id for document in all_documents(tmp_path / "a", "heldout-*")}
+    for number in range(5):
+        (root / f"new{number}.txt").write_text(f"another document, number {number}, of some length\n")
+    engine.curate(config(root, shards=3, workers=2), tmp_path / "b")
+    after = {document.id for document in all_documents(tmp_path / "b", "heldout-*")}
+    assert {identifier for identifier in after if not identifier.startswith("new")} == before
+
+
+def test_the_result_does_not_depend_on_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 2)
+    root = make_corpus(tmp_path / "in")
+    one = engine.curate(config(root), tmp_path / "a")
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 5)
+    other = engine.curate(config(root), tmp_path / "b")
+    assert one["hashes"] == other["hashes"]
+
+
+def test_an_interrupted_run_continues_and_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 2)
+    root = make_corpus(tmp_path / "in")
+    whole = engine.curate(config(root), tmp_path / "a")
+    done, run_partition = [], engine._run_partition
+
+    def stop_after_three(task):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(task[-1].name)
+        run_partition(task)
+
+    monkeypatch.setattr(engine, "_run_partition", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        engine.curate(config(root), tmp_path / "b")
+    again = []
+    monkeypatch.setattr(engine, "_run_partition", lambda task: (again.append(task[-1].name), run_partition(task)))
+    resumed = engine.curate(config(root), tmp_path / "b")
+    assert resumed["hashes"] == whole["hashes"]
+    assert len(again) == 3
+    assert not set(again) & set(done)
+
+
+def test_changed_input_is_noticed(tmp_path):
+    root = make_corpus(tmp_path / "in")
+    engine.curate(config(root), tmp_path / "w")
+    (root / "000.txt").write_text("something else, of another size\n")
+    with pytest.raises(UserError, match=r"curated was made from something else \(input.files"):
+        engine.curate(config(root), tmp_path / "w")
+
+
+def test_one_document_is_too_few_and_two_are_enough(tmp_path):
+    root = make_corpus(tmp_path / "one", files=1)
+    with pytest.raises(UserError, match="leaves 0 documents to train on and 1 held out"):
+        engine.curate(config(root, heldout_fraction=1e-6), tmp_path / "a")
+    summary = engine.curate(config(make_corpus(tmp_path / "two", files=2), heldout_fraction=1e-6), tmp_path / "b")
+    assert summary["train"]["documents"] == summary["heldout"]["documents"] == 1
+
+
+def test_a_corpus_of_bad_files_says_what_was_dropped(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"dropped: undecodable 1"):
+        engine.curate(config(root), tmp_path / "w")
+
+
+def test_a_repeated_id_is_dropped(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    rows = [{"id": str(number % 6), "text": f"document number {number} says something"} for number in range(8)]
+    (root / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = engine.curate(config(root), tmp_path / "w")
+    assert summary["dropped"] == {"duplicate_id": 2}

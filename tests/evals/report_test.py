@@ -1,0 +1,228 @@
+"""The report: whatever is missing is named, whatever is hostile stays text, whatever is unchanged is kept."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from core.page import printable
+from evals import figures
+from evals.report import report
+
+SOURCES = {
+    "books $x_1$": {"train_documents": 9, "train_bytes": 9000, "dropped:too_short": 2},
+    "<b>web</b>": {"train_documents": 5, "train_bytes": 500, "heldout_documents": 2, "heldout_bytes": 200},
+}
+MODEL = {
+    "vocab_size": 64,
+    "num_layers": 2,
+    "d_model": 8,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 4,
+    "d_ff": 16,
+}
+CONFIG = {"name": "tiny", "seed": 0, "model": dict(MODEL), "train": {"steps": 60}, "data": {"path": None}}
+HOSTILE = "</span></pre><script>alert('x')</script>\x00\ud800\n    return \"a\" < b & c\n\n\tend"
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def stage(workdir, name, spec, summary, complete=True):
+    write(
+        workdir / name / "manifest.json",
+        {"spec": spec, "complete": complete, "files": {}, "summary": summary},
+    )
+
+
+def shard(split):
+    return {"name": f"{split}-00000.array_record", "hash": f"hash-{split}", "tokens": 30, "bytes": 90}
+
+
+def metrics(steps):
+    rows = [{"step": 3, "heldout_bits_per_byte": 3.5, "seconds": 0.5}]  # before its loss, as after a kill
+    for step in range(1, steps + 1):
+        rates = {"tokens_per_second": 1e3 if step % 20 else 1e9, "seconds": step / 2}
+        values = {"loss": 4 / step + 2, "learning_rate": 1e-3, "grad_norm": 1.0, "max_logit": 5.0}
+        rows.append({"step": step, **values, "tokens": 128 * step, **rates})
+    return "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99, "lo'
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return make_workdir(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The page of a whole run, for the tests that only look."""
+    return page(make_workdir(tmp_path_factory.mktemp("report") / "run"))
+
+
+def make_workdir(folder):
+    totals = {"train": {"documents": 14, "bytes": 9500}, "heldout": {"documents": 2, "bytes": 200}}
+    curated = {
+        **totals,
+        "sources": SOURCES,
+        "dropped": {"too_short": 2},
+        "hashes": {"train-00000.parquet": "abc"},
+    }
+    stage(folder, "curated", {}, curated)
+    drop = {"id": "<i>first</i>", "source": "books $x_1$", "reason": "too_short", "size": 7}
+    lines = [json.dumps(drop), json.dumps({**drop, "id": "second", "size": 1})]
+    (folder / "curated" / "dropped.jsonl").write_text("\n".join(lines) + "\n")
+    stage(folder, "tokenizer", {}, {"vocab_size": 64})
+    splits = {split: {**totals[split], "tokens": 3000, "shards": [shard(split)]} for split in totals}
+    stage(folder, "tokens", {}, {**splits, "vocab_size": 64, "not_lossless": 1})
+    spec = {"model": MODEL, "batch": {"row_length": 32}, "optim": {"clip_norm": 1.0}, "steps": 60}
+    stage(folder, "train", spec, {"step": 60})
+    (folder / "train" / "metrics.jsonl").write_text(metrics(60))
+    counts = {"documents": 2, "bytes": 200, "bits_per_byte": 1.5}
+    heldout = {**counts, "tokens": 90, "nats_per_token": 2.1, "window": 32, "stride": 16}
+    others = {name: {"each_document": 2.0, "one_stream": 1.8} for name in ("zlib -9", "xz -9e")}
+    samples = [
+        {"document": "<u>id</u>", "prompt": HOSTILE, "text": HOSTILE},
+        {"document": None, "prompt": "", "text": ""},
+    ]
+    heldout["by_source"] = {"<b>web</b>": counts}
+    result = {"step": 60, "heldout": heldout, "compressors": others, "samples": samples}
+    stage(folder, "eval", {}, {})
+    write(folder / "eval" / "eval.json", result)
+    return folder
+
+
+def page(workdir, config=CONFIG, **options):
+    return report(config, workdir, **options).read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_was_measured(text):
+    assert "<strong>1.500 bits per byte</strong>, 25% fewer than xz -9e needs" in text
+    assert "for 60 steps on 7.68k tokens, 2.6 epochs over 9.5 kB of text" in text
+    assert "1 of 16 documents do not decode to themselves" in text
+    row = '<code>too_short</code></td><td class="number">2</td><td class="number">8</td>'
+    assert f"{row}<td><code>&lt;i&gt;first&lt;/i&gt;</code>" in text
+    assert "▲ 3 above the axis" in text
+    assert 'class="notice"' not in text  # nothing is missing, unfinished or of another config
+    assert "--config=experiments/tiny.py" in text
+
+
+def test_a_model_worse_than_xz_is_said_to_be(workdir):
+    path = workdir / "eval" / "eval.json"
+    path.write_text(path.read_text().replace('"bits_per_byte": 1.5', '"bits_per_byte": 3.0'))
+    assert "50% more than xz -9e needs" in page(workdir)
+
+
+def test_text_of_the_model_and_the_data_stays_text(text):
+    assert not re.search(r"<(script|i|b|u)>", text)
+    shown = printable(HOSTILE).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    shown = shown.replace('"', "&quot;").replace("'", "&#x27;")
+    assert f'<span class="given">{shown}</span><span class="made">{shown}</span></pre>' in text
+    assert "books $x_1$</text>" in text
+    assert "&lt;b&gt;web&lt;/b&gt;</text>" in text
+
+
+def test_nothing_is_fetched(text):
+    assert not re.search(
+        r"https?:|@import|url\((?!#)|\b(src|srcset)=|<(script|link (?!rel=\"icon\" href=\"data:))", text
+    )
+    assert not re.search(r'href="(?!#|data:,")', text)
+
+
+def test_ids_are_unique_and_references_arrive(text):
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert text.count("<svg") == 10
+    assert len(ids) == len(set(ids))
+    assert {*re.findall(r'href="#([^"]*)"', text), *re.findall(r"url\(#([^)]*)\)", text)} <= set(ids)
+
+
+def test_figures_follow_the_theme(text):
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        assert 'role="img" aria-label=' in drawing
+        assert re.findall(r"(?:fill|stroke): (?!none|var\(--)[^;\"]*", drawing) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "verb"), [("curated", "curate"), ("tokens", "tokenize"), ("train", "train"), ("eval", "eval")]
+)
+def test_a_missing_stage_is_named_with_its_verb(workdir, folder, verb):
+    shutil.rmtree(workdir / folder)
+    assert f"Nothing here yet: <code>launch.py {verb}</code> makes it." in page(workdir)
+
+
+def test_an_empty_workdir_makes_a_page(tmp_path):
+    text = page(tmp_path / "new", {})
+    assert text.count("Nothing here yet") == 6
+    assert "<h1>new</h1>" in text
+
+
+def test_unfinished_training_is_said_first(workdir):
+    path = workdir / "train" / "manifest.json"
+    write(path, {"spec": {**json.loads(path.read_text())["spec"], "steps": 90}, "complete": False})
+    write(
+        workdir / "eval" / "eval.json",
+        {**json.loads((workdir / "eval" / "eval.json").read_text()), "step": 40},
+    )
+    top = page(workdir).partition("<h2")[0]
+    assert "Training is not finished: step 60 of 90" in top
+    assert "The evaluation is of step 40, training has reached 60" in top
+    assert "they differ in <code>train.steps</code>" in top
+
+
+def test_another_config_is_noticed(workdir):
+    changed = {**CONFIG, "model": {**MODEL, "d_ff": 32}}
+    assert "they differ in <code>model.d_ff</code>" in page(workdir, changed)
+
+
+def test_the_command_is_one_to_paste(workdir):
+    shown = page(workdir, command="python launch.py --workdir='my run' --config.a=1")
+    assert "python launch.py \\\n    &#x27;--workdir=my run&#x27; \\\n    --config.a=1" in shown
+
+
+def test_loss_png_is_a_png(workdir):
+    data = (report(CONFIG, workdir).parent / "loss.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert data.endswith(b"IEND\xaeB`\x82")
+
+
+def test_an_unchanged_report_is_kept_and_a_changed_one_made_anew(workdir):
+    path = report(CONFIG, workdir)
+    first = path.stat().st_ino, path.stat().st_mtime_ns
+    report(CONFIG, workdir)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == first
+    (workdir / "train" / "metrics.jsonl").write_text(metrics(50))
+    assert "for 50 steps" in page(workdir)
+
+
+def test_the_same_inputs_give_the_same_page(workdir):
+    first = page(workdir)
+    shutil.rmtree(workdir / "report")
+    assert page(workdir) == first
+
+
+def test_smoothing_keeps_levels_and_the_first_value():
+    np.testing.assert_allclose(figures.smooth(np.full(100, 3.0)), 3.0)
+    noise = np.random.default_rng(0).normal(size=400)
+    smoothed = figures.smooth(noise)
+    assert smoothed[0] == pytest.approx(noise[0])
+    assert smoothed[20:].std() < noise.std() / 2
+
+
+def test_many_sources_are_added_up():
+    counts = {f"s{i}": {"train_bytes": 1000 * (i + 1), "train_documents": 1} for i in range(40)}
+    drawing = figures.svg(figures.sources(counts), "many", "sources")
+    assert "29 others</text>" in drawing
+    assert "435 kB</text>" in drawing  # 1 + 2 + ... + 29
+    assert "s40" not in drawing
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "text"),
+    [(0, "B", "0"), (999, "B", "999 B"), (10_400_000, "B", "10.4 MB"), (1.27e14, "FLOP", "127 TFLOP")],
+)
+def test_quantities(number, unit, text):
+    assert figures.quantity(number, unit) == text

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from core.errors import UserError
+from train.metrics import Journal, read_metrics
+
+
+def journal(folder, start=0):
+    return Journal(folder, start, steps=100, tokens_per_step=10)
+
+
+def test_rows_after_the_checkpoint_are_removed_on_resume(tmp_path):
+    first = journal(tmp_path)
+    for step in (10, 20, 30):
+        first.log(step, {"loss": 1.0 / step})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # cut off by a kill
+    resumed = journal(tmp_path, start=20)
+    resumed.log(30, {"loss": 7.0})
+    resumed.close()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[-1]["loss"] == 7.0
+    assert rows[-1]["tokens"] == 300
+    assert rows[2]["seconds"] >= rows[1]["seconds"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is nan at step 10; lower optim.learning_rate"):
+        journal(tmp_path).log(10, {"loss": float("nan")})
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    book = journal(tmp_path)
+    book.log(10, {"loss": 2.5, "grad_norm": 0.5})
+    book.close()
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    found = {}
+    payload = events.read_bytes()
+    while payload:  # length (8 bytes), its crc (4), the event, its crc (4)
+        length = int.from_bytes(payload[:8], "little")
+        event = event_pb2.Event.FromString(payload[12 : 12 + length])
+        found.update({value.tag: (event.step, value.simple_value) for value in event.summary.value})
+        payload = payload[16 + length :]
+    assert found["loss"] == (10, 2.5)
+    assert found["grad_norm"] == (10, 0.5)
+
+
+def test_paused_time_is_not_training_time(tmp_path):
+    book = journal(tmp_path)
+    before = book.clock
+    with book.paused({}):
+        book_clock_inside = book.clock
+    assert book_clock_inside == before
+    assert book.clock > before
+    book.close()
+    assert json.dumps(read_metrics(book.path)) == "[]"

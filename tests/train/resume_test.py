@@ -1,0 +1,119 @@
+"""Kill it anywhere, type the same command again: the run ends as if nothing had happened, to the bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from core.files import read_json
+from lab import ROOT, launch, smoke
+from train.metrics import read_metrics
+
+STEPS = 24
+
+
+def losses(workdir):
+    rows = read_metrics(workdir / "train" / "metrics.jsonl")
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def weights(workdir):
+    return read_json(workdir / "export" / "manifest.json")["summary"]["weights"]
+
+
+def start(workdir, corpus, *arguments):
+    command = [sys.executable, str(ROOT / "launch.py"), *smoke(workdir, corpus, *arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process, workdir, step, timeout=120):
+    """Until a step is logged; fails with the output where the process ends before."""
+    deadline = time.monotonic() + timeout
+    while step not in losses(workdir) if (workdir / "train").exists() else True:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "no step logged in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    process = start(workdir, corpus)
+    wait_for(process, workdir, 4)
+    process.send_signal(number)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert f"stopped by {number.name}; the same command continues" in output
+    saved = max(int(path.name) for path in (workdir / "train" / "checkpoints").iterdir())
+    assert 4 <= saved < STEPS
+    result = launch(*smoke(workdir, corpus))
+    assert result.returncode == 0, result.stderr
+    assert f"from step {saved}" in result.stderr
+    assert weights(workdir) == weights(finished)
+    assert losses(workdir) == {**losses(finished), **losses(workdir)}
+    assert max(losses(workdir)) == STEPS
+
+
+def test_killed_at_random_moments_it_still_finishes_the_same(finished, corpus, tmp_path):
+    """SIGKILL after random delays, from the first second on, until a run survives."""
+    workdir, chance = tmp_path / "run", random.Random(0)
+    kills = 0
+    for delay in [chance.uniform(0.5, 9.0) for _ in range(5)]:
+        process = start(workdir, corpus)
+        try:
+            process.communicate(timeout=delay)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    result = launch(*smoke(workdir, corpus))
+    assert result.returncode == 0, result.stderr
+    assert kills > 0
+    assert weights(workdir) == weights(finished)
+    assert max(losses(workdir)) == STEPS
+    for step, loss in losses(workdir).items():
+        if step in losses(finished):
+            assert loss == losses(finished)[step]
+
+
+def test_a_killed_save_leaves_no_half_checkpoint(finished, corpus, tmp_path):
+    """Folders of a save that never committed are not taken for checkpoints."""
+    workdir = tmp_path / "run"
+    process = start(workdir, corpus)
+    wait_for(process, workdir, 12)  # a checkpoint at 10
+    process.kill()
+    process.communicate()
+    half = workdir / "train" / "checkpoints" / "20.orbax-checkpoint-tmp-1"
+    (half / "default").mkdir(parents=True, exist_ok=True)
+    result = launch(*smoke(workdir, corpus))
+    assert result.returncode == 0, result.stderr
+    assert "from step 10" in result.stderr
+    assert not half.exists()
+    assert weights(workdir) == weights(finished)
+
+
+def test_a_second_run_does_nothing(finished, corpus):
+    before = {
+        path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.suffix != ".lock"
+    }
+    result = launch(*smoke(finished, corpus))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("is up to date") == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_metrics_are_complete(finished):
+    rows = read_metrics(finished / "train" / "metrics.jsonl")
+    logged = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in logged] == [1, *range(2, STEPS + 1, 2)]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert [row["step"] for row in rows if "heldout_bits_per_byte" in row] == [20]
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    json.dumps(rows)
