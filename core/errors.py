@@ -1,9 +1,11 @@
 """Errors a user can cause: one line that names the thing and the remedy, exit code 2."""
 
+import difflib
 import errno
 import os
 import re
 import signal
+from collections.abc import Iterable
 from types import FrameType
 from typing import NamedTuple
 
@@ -18,6 +20,13 @@ class Stopped(Exception):
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
         self.exit_code = 128 + number
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """The nearest known name, or all of them, as the end of a message."""
+    known = sorted(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 class Explained(NamedTuple):

@@ -78,13 +78,10 @@ class Stage:
         path = folder / MANIFEST
         self.manifest = read_json(path) if path.exists() and not _only_manifest(folder) else None
         if self.manifest is not None and self.manifest.get("spec") != self.spec:
-            difference = first_difference(self.manifest.get("spec"), self.spec)
             if stale == "refuse":
-                raise UserError(
-                    f"{folder} was made from something else ({difference}); use another --workdir, "
-                    "or --rebuild to set it aside and make it anew"
-                )
+                require_spec(folder, self.manifest, self.spec)
             if stale == "set_aside":
+                difference = first_difference(self.manifest.get("spec"), self.spec)
                 say(f"{folder} is stale ({difference}); set aside as {set_aside(folder)}")
             self.manifest = None
         if self.manifest is None:
@@ -148,6 +145,16 @@ def _lock(folder: Path) -> IO:
 
 def _only_manifest(folder: Path) -> bool:
     return not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*"))
+
+
+def require_spec(folder: Path, manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """Refuses a folder whose manifest has another spec, naming the first difference."""
+    spec = json.loads(json.dumps(spec))
+    if manifest.get("spec") != spec:
+        raise UserError(
+            f"{folder} was made from something else ({first_difference(manifest.get('spec'), spec)}); "
+            "use another --workdir, or --rebuild to set it aside and make it anew"
+        )
 
 
 def set_aside(folder: Path) -> Path:

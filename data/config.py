@@ -30,8 +30,10 @@ class TokenizerConfig:
     """The SentencePiece tokenizer trained on the corpus: `config.tokenizer`."""
 
     vocab_size: int = 4096
-    model: Literal["unigram", "bpe"] = "unigram"  # unigram encodes 4 times as fast and needs no merges
-    train_mb: float = 4.0  # of training documents, in shard order; more is slower, hardly better
+    # BPE trains in a second, packs 2% tighter here, and exports with equal ids. Unigram encodes 3 times as fast;
+    # where two splits tie (runs of asterisks), transformers may order the same pieces differently.
+    model: Literal["bpe", "unigram"] = "bpe"
+    train_mb: float = 8.0  # of training documents, in shard order; more is slower, hardly better
 
     def __post_init__(self):
         # 256 bytes, 4 control pieces, the newline, and something to learn

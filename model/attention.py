@@ -1,10 +1,10 @@
 """Grouped-query self attention."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from kernels.attention.api import AttentionOutput, attention
+from kernels.linear.api import linear
 from model.config import ModelConfig
 from model.layers import normal
 from model.position import rotate
@@ -24,10 +24,14 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, segment_ids_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the layer's output [B, T, D] and the largest logit of each head [N]."""
-        dtype = x_BTD.dtype
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...].astype(dtype))
-        k_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, self.key[...].astype(dtype))
-        v_BSKH = jnp.einsum("BSD,DKH->BSKH", x_BTD, self.value[...].astype(dtype))
+        (B, T, D), H, dtype = x_BTD.shape, self.query.shape[-1], x_BTD.dtype
+        x_XD = x_BTD.reshape(B * T, D)
+
+        def project(weight: nnx.Param) -> jax.Array:
+            return linear(x_XD, weight[...].astype(dtype).reshape(D, -1)).reshape(B, T, -1, H)
+
+        q_BTNH, k_BSKH, v_BSKH = project(self.query), project(self.key), project(self.value)
         q_BTNH, k_BSKH = rotate(q_BTNH, cos_BTR, sin_BTR), rotate(k_BSKH, cos_BTR, sin_BTR)
         mixed: AttentionOutput = attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT=segment_ids_BT)
-        return jnp.einsum("BTNH,NHD->BTD", mixed.out_BTNH, self.output[...].astype(dtype)), mixed.max_logit_N
+        out_XD = linear(mixed.out_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
+        return out_XD.reshape(B, T, D), mixed.max_logit_N

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels.linear.api import linear
 from model.config import ModelConfig
 
 
@@ -38,6 +39,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
         dtype = x_BTD.dtype
-        gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...].astype(dtype))
-        up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...].astype(dtype))
-        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, self.down[...].astype(dtype))
+        x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        gate_XF = linear(x_XD, self.gate[...].astype(dtype))
+        up_XF = linear(x_XD, self.up[...].astype(dtype))
+        return linear(jax.nn.silu(gate_XF) * up_XF, self.down[...].astype(dtype)).reshape(x_BTD.shape)

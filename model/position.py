@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rotary_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of every position's angles, each [B, T, H/2] in float32."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequency = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     angle = positions_BT[:, :, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import Stage, Stale, read_stage
+from core.files import MANIFEST, Stage, Stale, read_json, read_stage, require_spec
 from core.progress import count, say
 from data.config import BatchConfig
 from data.pipeline import Batches
@@ -136,6 +136,10 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     """All that decides the parameters that come out."""
     tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
+    if run.model.vocab_size < tokens["vocab_size"]:
+        raise UserError(
+            f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}"
+        )
     decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "batch", "optim")}
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     return {"version": VERSION, **decides, "steps": run.train.steps, "seed": run.seed, "tokens": shards}
@@ -143,13 +147,12 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
 
 def load_params(run: Run, workdir: Path) -> tuple[Any, int]:
     """Parameters of the newest checkpoint, on this host's devices, and its step."""
-    folder = workdir / FOLDER / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; run `launch.py train` (same --config and --workdir) first")
-    checkpoints = Checkpoints(folder)
-    if checkpoints.latest is None:
+    folder = workdir / FOLDER
+    checkpoints = Checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    if checkpoints is None or checkpoints.latest is None:
         raise UserError(
             f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
         )
+    require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     program = make_program(run, sharding.make_mesh())
     return checkpoints.restore(program.abstract, program.shardings, checkpoints.latest).params, checkpoints.latest

@@ -9,8 +9,8 @@ import collections
 import dataclasses
 from typing import Any, ClassVar
 
-from core.config import parse, require, suggest
-from core.errors import UserError
+from core.config import parse, require
+from core.errors import UserError, suggest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@ import dataclasses
 from typing import Literal
 
 import pytest
+from ml_collections import ConfigDict
 
 from core.config import load_experiment, override, parse, parse_parts, require
 from core.errors import UserError
@@ -10,6 +11,11 @@ from core.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Inner:
     width: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    vocab_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +75,21 @@ def test_refuses_with_a_line_that_names_the_key(tree, message):
     ],
 )
 def test_command_line_values_take_the_type_of_their_key(key, text, value):
-    tree = override({"outer": {"steps": 1}}, {f"outer.{key}": text})
-    assert getattr(parse(Outer, tree["outer"], "outer"), key) == value
+    config = ConfigDict({"outer": {"steps": 1}})
+    override(config, f"outer.{key}", text)
+    assert getattr(parse(Outer, config.to_dict()["outer"], "outer"), key) == value
 
 
 def test_override_of_an_unknown_group_names_the_nearest():
     with pytest.raises(UserError, match="no group outr; did you mean outer"):
-        override({"outer": {}}, {"outr.steps": "1"})
+        override(ConfigDict({"outer": {}}), "outr.steps", "1")
+
+
+def test_keys_that_refer_to_an_overridden_one_follow():
+    config = ConfigDict({"tokenizer": {"vocab_size": 4096}})
+    config.model = ConfigDict({"vocab_size": config.tokenizer.get_oneway_ref("vocab_size")})
+    override(config.lock(), "tokenizer.vocab_size", "320")
+    assert parse(Vocabulary, config.to_dict()["model"], "model").vocab_size == 320
 
 
 def test_unknown_top_level_key_is_refused():
@@ -85,6 +99,9 @@ def test_unknown_top_level_key_is_refused():
 
 def test_an_experiment_that_fails_is_told_in_one_line(tmp_path):
     path = tmp_path / "broken.py"
+    path.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(UserError, match=r"must return an ml_collections.ConfigDict"):
+        load_experiment(path)
     path.write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises(UserError, match=r"broken.py fails: ZeroDivisionError: division by zero"):
         load_experiment(path)

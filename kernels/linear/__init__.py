@@ -1,0 +1,1 @@
+"""Linear layer: api, reference, and the weight gradient for CPUs."""
