@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Seconds from a fresh clone to the first training loss and to the end of the quickstart, with pip's cache empty, and
+# the same again once installed. Works on a clone of the last commit in a temporary folder; prints a table.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+clone=$(mktemp -d)
+trap 'rm -rf "$clone"' EXIT
+git clone --quiet . "$clone/quintet"
+cd "$clone/quintet"
+
+now() { date +%s.%N; }
+since() { echo "$(now) $1" | awk '{printf "%.0f", $1 - $2}'; }
+
+run() { # name, command: first loss and end, in seconds
+    local name=$1 began metrics=runs/quickstart/train/metrics.jsonl
+    shift
+    rm -rf runs
+    began=$(now)
+    "$@" >"$clone/log" 2>&1 &
+    local process=$!
+    until [ -s "$metrics" ]; do
+        kill -0 "$process" 2>/dev/null || { cat "$clone/log"; exit 1; }
+        sleep 0.1
+    done
+    local first
+    first=$(since "$began")
+    wait "$process"
+    echo "| $name | $first | $(since "$began") |"
+}
+
+echo "| from | first loss, s | whole quickstart, s |"
+echo "|---|---|---|"
+run "a fresh clone, pip's cache empty" env PIP_NO_CACHE_DIR=1 make quickstart
+run "installed" make quickstart
+echo
+echo "$(nproc) cores, $(.venv/bin/python --version), $(.venv/bin/python -m pip list 2>/dev/null | tail -n +3 | grep -vc -E '^(pip|setuptools) ') packages"
