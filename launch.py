@@ -55,8 +55,10 @@ examples:
       the quickstart, into runs/quickstart
   python launch.py --config.data.path=~/books --workdir=runs/books
       the same on your own .txt, .md, .html, .jsonl(.gz, .zst) and .parquet files
-  python launch.py train --config.train.steps=2000 --workdir=runs/longer
-      one stage, one key changed (curate and tokenize come before it)
+  python launch.py --config.train.steps=3000 --workdir=runs/longer
+      one key changed, in a workdir of its own
+  python launch.py train
+      one stage alone; those before it must be finished
   python launch.py generate --workdir=runs/quickstart --prompt="def main(" --max-tokens=200
       text from the newest checkpoint
 
@@ -66,13 +68,13 @@ exit codes: 0 finished; 2 something to mend, said in one line; 130 Ctrl-C and 14
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; what a user can cause becomes one line and an exit code."""
-    from core.errors import explain
+    from core.errors import Stopped, explain
 
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(parse_arguments(argv))
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Stopped) as error:
         explained = explain(error)
         if explained is None or "--debug" in argv:
             raise
@@ -101,18 +103,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="generate: how many (128)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    # Overrides are taken out first: argparse reads an unknown option with a space in its value as a verb.
+    overrides = [item for item in argv if item.startswith("--config.")]
     try:
-        arguments, rest = parser.parse_known_args(argv)
+        arguments, rest = parser.parse_known_args([item for item in argv if item not in overrides])
     except argparse.ArgumentError as error:
         raise UserError(f"{error}; see --help") from error
+    rest += [item for item in overrides if "=" not in item]
+    if rest:
+        raise UserError(f"unknown argument {rest[0]}; config keys are given as --config.a.b=value, see --help")
     if arguments.verb is not None and arguments.verb not in VERBS:
         raise UserError(f"unknown verb {arguments.verb}{suggest(arguments.verb, VERBS)}")
-    arguments.overrides = {}
-    for item in rest:
-        key, equals, value = item.partition("=")
-        if not key.startswith("--config.") or not equals:
-            raise UserError(f"unknown argument {item}; config keys are given as --config.a.b=value, see --help")
-        arguments.overrides[key.removeprefix("--config.")] = value
+    pairs = (item.removeprefix("--config.").partition("=") for item in overrides)
+    arguments.overrides = {key: value for key, _, value in pairs}
     return arguments
 
 
@@ -124,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     initialise_platform()
     experiment = open_experiment(arguments)
     for verb in [arguments.verb] if arguments.verb else RECIPE:
+        experiment.require_upstream(verb)
         getattr(experiment, verb)()
 
 
@@ -134,13 +138,14 @@ def open_experiment(arguments: argparse.Namespace) -> "Experiment":
     tree = load_experiment(Path(arguments.config), arguments.overrides)
     workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
     classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
-    return Experiment(workdir, arguments, tree, parse_parts(classes, tree))
+    return Experiment(workdir, arguments, parse_parts(classes, tree))
 
 
 def initialise_platform() -> None:
     """Settings that must stand before JAX is imported."""
-    # Where the TPU compiler is installed but no TPU is present, JAX would wait for one.
-    if importlib.util.find_spec("libtpu") and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
+    # Where the TPU compiler is installed but no accelerator is present, JAX would wait for a TPU.
+    chips = [found for name in ("accel*", "vfio/[0-9]*", "nvidia*", "kfd") for found in glob.glob(f"/dev/{name}")]
+    if importlib.util.find_spec("libtpu") and not chips:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -151,7 +156,6 @@ class Experiment:
 
     workdir: Path
     arguments: argparse.Namespace
-    tree: Mapping[str, Any]
     parts: Mapping[str, Any]
 
     @property
@@ -166,6 +170,17 @@ class Experiment:
 
         own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "seed")}
         return Run(**own)
+
+    def require_upstream(self, verb: str) -> None:
+        """Refuses a verb whose input was made by another config than this one."""
+        from data.curate.engine import require_curated
+        from data.tokenize import require_tokenized
+
+        before = {"curate": 0, "tokenize": 1}.get(verb, 2)
+        if before >= 1:
+            require_curated(self.parts["data"], self.workdir)
+        if before >= 2:
+            require_tokenized(self.parts["tokenizer"], self.workdir)
 
     def curate(self) -> None:
         """Pillar 1, the documents."""
@@ -200,7 +215,9 @@ class Experiment:
 
         overrides = [f"--config.{key}={value}" for key, value in self.arguments.overrides.items()]
         flags = [f"--config={self.arguments.config}", f"--workdir={self.workdir}", *overrides]
-        report(self.tree, self.workdir, command=shlex.join(["python", "launch.py", *flags]))
+        parts = self.parts.items()
+        tree = {name: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for name, part in parts}
+        report(tree, self.workdir, command=shlex.join(["python", "launch.py", *flags]))
 
     def export(self) -> None:
         """The model for others."""

@@ -50,7 +50,7 @@ class Side:
             **os.environ,
             **settings,
             "JAX_PLATFORMS": "cpu",
-            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+            "OMP_NUM_THREADS": str(os.cpu_count()),
         }
         self.process = subprocess.Popen(
             [*command, json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -103,7 +103,7 @@ def main() -> None:
         )
         ours.close()
         peer.close()
-    print(f"\n{ours.answer['versions']}; {peer.answer['versions']}; {len(os.sched_getaffinity(0))} cores")
+    print(f"\n{ours.answer['versions']}; {peer.answer['versions']}; {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import transformers
 def main() -> None:
     given = json.loads(sys.argv[1])
     model, batch = given["model"], given["batch"]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
     every = model.get("no_rope_every", 4)
     config = transformers.SmolLM3Config(

@@ -14,12 +14,18 @@ class UserError(Exception):
     """Something the user can mend. `launch.py` prints it as one line and exits with 2."""
 
 
-class Stopped(Exception):
-    """A signal ended the run in good order; `launch.py` exits with 128 + its number (143, 130)."""
+class Stopped(BaseException):
+    """A signal ended the run in good order; `launch.py` exits with 128 + its number (143, 130).
+
+    Not an `Exception`, since the handler of SIGTERM raises it anywhere, also inside a library's `except Exception`.
+    """
 
     def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command continues")
+        super().__init__(number)
         self.exit_code = 128 + number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.exit_code - 128).name}; the same command continues"
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
@@ -44,18 +50,16 @@ DISK = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
-    errno.EISDIR: "a folder stands where a file is expected",
     errno.ENOTDIR: "a file stands where a folder is expected",
     errno.EEXIST: "a file stands where a folder is expected",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.ENOENT: "there is no such file or folder",
 }
 
 
 def explain(error: BaseException) -> Explained | None:
     """One line and an exit code; None for what is not the user's to mend, which keeps its traceback.
 
-    Libraries wrap what the operating system said in errors of their own, so causes are searched too.
+    Libraries wrap what the operating system said in errors of their own, so stated causes are searched too.
     """
     if isinstance(error, KeyboardInterrupt):
         return Explained(str(Stopped(signal.SIGINT)), 130)
@@ -66,7 +70,7 @@ def explain(error: BaseException) -> Explained | None:
         line = str(cause) if isinstance(cause, UserError) else _explain_disk(cause)
         if line is not None:
             return Explained(" ".join(line.split()), 2)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return None
 
 

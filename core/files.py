@@ -22,7 +22,7 @@ Stale = Literal["refuse", "set_aside", "replace"]
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a file beside `path` that takes its name only when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.part")  # one name: what a killed process left is overwritten
     try:
         with part.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -92,11 +92,9 @@ class Stage:
         """True when the stage completed and its files still have the sizes it recorded."""
         if self.manifest is None or not self.manifest["complete"]:
             return False
-        for name, size in self.manifest["files"].items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                say(f"{path} is missing or not {size:,} bytes; {self.folder.name} is made again")
-                return False
+        if (damage := damaged(self.folder, self.manifest)) is not None:
+            say(f"{damage}; {self.folder.name} is made again")
+            return False
         return True
 
     @property
@@ -122,7 +120,18 @@ def read_stage(folder: Path, verb: str) -> dict[str, Any]:
     manifest = read_json(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise UserError(f"{folder} is not finished; run `launch.py {verb}` (same --config and --workdir) first")
+    if (damage := damaged(folder, manifest)) is not None:
+        raise UserError(f"{damage}; run `launch.py {verb}` (same --config and --workdir) to make it again")
     return manifest
+
+
+def damaged(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """The first file of a finished stage that is not as its manifest says; None when all are."""
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"{path} is missing or not {size:,} bytes"
+    return None
 
 
 def _lock(folder: Path) -> IO:
@@ -148,11 +157,12 @@ def _only_manifest(folder: Path) -> bool:
 
 
 def require_spec(folder: Path, manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
-    """Refuses a folder whose manifest has another spec, naming the first difference."""
+    """Refuses a folder whose manifest has another spec, in the keys given, naming the first difference."""
     spec = json.loads(json.dumps(spec))
-    if manifest.get("spec") != spec:
+    made_from = {key: value for key, value in manifest["spec"].items() if key in spec}
+    if made_from != spec:
         raise UserError(
-            f"{folder} was made from something else ({first_difference(manifest.get('spec'), spec)}); "
+            f"{folder} was made from something else ({first_difference(made_from, spec)}); "
             "use another --workdir, or --rebuild to set it aside and make it anew"
         )
 
@@ -171,6 +181,11 @@ def first_difference(old: Any, new: Any, path: str = "") -> str:
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 return first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return next(first_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(old, new)) if a != b)
+    if isinstance(old, list) and isinstance(new, list):
+        only = [item for item in old + new if (item in old) != (item in new)]
+        return f"{path} had {len(old):,} entries, has {len(new):,}, first other {_short(only[0] if only else None)}"
     return f"{path or 'manifest'} was {_short(old)}, is {_short(new)}"
 
 

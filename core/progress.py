@@ -81,9 +81,13 @@ class Progress:
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Yields the items under a progress bar that counts them."""
     bar = Progress(label, total)
-    for index, item in enumerate(items):
-        yield item
-        bar.update(index + 1)
+    try:
+        for index, item in enumerate(items):
+            yield item
+            bar.update(index + 1)
+    except BaseException:
+        bar.interrupt()
+        raise
     bar.finish(f"{bar.done:,}")
 
 

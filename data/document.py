@@ -64,14 +64,14 @@ class DocumentWriter:
         self.path, self.rows = path, []
 
     def __enter__(self) -> "DocumentWriter":
-        self.stack = contextlib.ExitStack()
-        file = self.stack.enter_context(atomic_write(self.path))
-        self.writer = self.stack.enter_context(pq.ParquetWriter(file, SCHEMA, compression="zstd"))
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(atomic_write(self.path))
+            self.writer = pq.ParquetWriter(file, SCHEMA, compression="zstd")
+            stack.push(self._finish)
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> bool | None:
-        if failure[0] is None:
-            self._flush()
         return self.stack.__exit__(*failure)
 
     def add(self, document: Document) -> None:
@@ -79,6 +79,15 @@ class DocumentWriter:
         self.rows.append({**vars(document), "meta": json.dumps(document.meta)})
         if len(self.rows) == ROW_GROUP:
             self._flush()
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Completes a shard that went well; `atomic_write`, next on the stack, removes any other."""
+        try:
+            if kind is None:
+                self._flush()
+                self.writer.close()
+        finally:
+            self.writer.is_open = False  # or, when collected, it would write its footer into a closed file
 
     def _flush(self) -> None:
         if self.rows:

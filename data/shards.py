@@ -6,6 +6,7 @@
 Tokens are stored once, per document; rows of any length are views of them (`data/rows.py`).
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype)
         index["tokens"].append(len(document.ids))
         index["bytes"].append(document.bytes)
     writer.close()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
     part.replace(path)
     with atomic_write(index_path(path)) as file:
         pq.write_table(pa.table(index), file)

@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from core.files import Stage, Stale, read_stage
+from core.files import Stage, Stale, read_json, read_stage, require_spec, write_json
 from core.progress import say, track
 from data.config import TokenizerConfig
 from data.document import read_documents
@@ -37,12 +37,20 @@ def tokenize(config: TokenizerConfig, workdir: Path, *, stale: Stale = "refuse",
     summary = _summary(tokenizer, [shards[name] for name in names])
     paths = [stage.folder / shard["name"] for shard in shards.values()]
     stage.finish([*paths, *map(index_path, paths)], summary)
+    for path in paths:
+        path.with_suffix(".done.json").unlink()
     total = summary["train"]
     say(
         f"tokenize: {total['tokens']:,} tokens to train on, {total['bytes'] / total['tokens']:.2f} bytes a token, "
         f"{summary['not_lossless']} documents that do not decode to themselves"
     )
     return summary
+
+
+def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
+    """Refuses a tokenizer of another config."""
+    folder = workdir / TOKENIZER
+    require_spec(folder, read_stage(folder, "tokenize"), {"tokenizer": dataclasses.asdict(config)})
 
 
 def open_split(workdir: Path, split: str) -> TokenShards:
@@ -70,8 +78,12 @@ def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: 
 
 
 def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
-    """Encodes one curated shard; counts the documents that do not decode to themselves."""
+    """Encodes one curated shard, unless that is done; counts the documents that do not decode to themselves."""
     workdir, name, tokenizer_path = task
+    path = workdir / TOKENS / f"{name}.array_record"
+    mark = path.with_suffix(".done.json")
+    if mark.exists() and path.exists() and (done := read_json(mark))["size"] == path.stat().st_size:
+        return name, done
     tokenizer = Tokenizer(tokenizer_path)
     not_lossless = 0
 
@@ -82,9 +94,10 @@ def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
             not_lossless += tokenizer.decode(ids) != document.text
             yield TokenDocument(document.id, document.source, ids, len(document.text.encode()))
 
-    path = workdir / TOKENS / f"{name}.array_record"
     shard = write_shard(path, encoded(), token_dtype(tokenizer.vocab_size))
-    return name, {**shard, "not_lossless": not_lossless}
+    shard["not_lossless"] = not_lossless
+    write_json(mark, shard)
+    return name, shard
 
 
 def _summary(tokenizer: Tokenizer, shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from core.files import hash_file
 from data.config import TokenizerConfig
 
 UNK, BOS, EOS, NEWLINE = 0, 1, 2, 3
+FIRST_LEARNED = NEWLINE + 1 + 256  # after the byte pieces
 # SentencePiece writes a space as this character, so a text that holds it must go through its bytes.
 SPACE_MARK = "\u2581"
 MAX_LINE = 1 << 16  # bytes of a line that is learned from
@@ -36,7 +37,7 @@ class Tokenizer:
     @property
     def kind(self) -> str:
         """`unigram` or `bpe`: pieces of a unigram model can be scored by any number, BPE counts merges down."""
-        scores = [self.processor.get_score(i) for i in range(NEWLINE + 1 + 256, self.vocab_size)]
+        scores = [self.processor.get_score(i) for i in range(FIRST_LEARNED, self.vocab_size)]
         return "bpe" if all(score == -rank for rank, score in enumerate(scores)) else "unigram"
 
     @property
@@ -67,9 +68,10 @@ def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
     Raises UserError where the corpus is too small for the vocabulary asked.
     """
     model = io.BytesIO()
+    lines = _Lines(texts, config.train_mb)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts, config.train_mb),
+            sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=config.vocab_size,
             model_type=config.model,
@@ -86,27 +88,50 @@ def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
             minloglevel=3,
         )
     except RuntimeError as error:
-        raise UserError(_too_small(config, str(error))) from None
+        if lines.failure is not None:  # SentencePiece turns whatever its iterator raises into a RuntimeError
+            raise lines.failure from None
+        if (refusal := _does_not_fit(config, str(error))) is None:
+            raise
+        raise UserError(refusal) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
 
 
-def _lines(texts: Iterable[str], megabytes: float) -> Iterator[str]:
+class _Lines:
     """The lines of the first megabytes; characters that SentencePiece treats specially are left to byte pieces."""
-    left = megabytes * 1e6
-    for text in texts:
-        for line in text.replace(SPACE_MARK, " ").replace("\0", " ").split("\n"):
-            if line:
-                yield line
-        left -= len(text)
-        if left <= 0:
-            return
+
+    def __init__(self, texts: Iterable[str], megabytes: float):
+        self.texts, self.left = texts, megabytes * 1e6
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for text in self.texts:
+                for line in text.replace(SPACE_MARK, " ").replace("\0", " ").split("\n"):
+                    if line:
+                        yield line
+                self.left -= len(text)
+                if self.left <= 0:
+                    return
+        except BaseException as failure:
+            self.failure = failure
+            raise
 
 
-def _too_small(config: TokenizerConfig, error: str) -> str:
-    limit = re.search(r"value <= (\d+)", error)
-    most = f" (at most {limit[1]})" if limit else ""
-    return (
-        f"the corpus is too small for tokenizer.vocab_size={config.vocab_size}{most}; "
-        "give more text, or a lower --config.tokenizer.vocab_size"
-    )
+def _does_not_fit(config: TokenizerConfig, error: str) -> str | None:
+    """SentencePiece's two complaints about the vocabulary in a user's words; None for any other."""
+    if "Vocabulary size is smaller than required_chars" in error or "required_chars" in error:
+        numbers = re.findall(r"\d+", error.partition("required_chars")[2])
+        need = f" (at least {numbers[-1]})" if numbers else ""
+        return (
+            f"tokenizer.vocab_size={config.vocab_size} is too small for the different characters of the corpus{need}"
+            "; raise --config.tokenizer.vocab_size"
+        )
+    if "Vocabulary size too high" in error or "vocab_size()" in error:
+        limit = re.search(r"value <= (\d+)", error)
+        most = f" (at most {limit[1]})" if limit else ""
+        return (
+            f"the corpus is too small for tokenizer.vocab_size={config.vocab_size}{most}; "
+            "give more text, or a lower --config.tokenizer.vocab_size"
+        )
+    return None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.tokenizer import BOS, EOS, NEWLINE, SPACE_MARK, UNK, Tokenizer
+from data.tokenizer import BOS, EOS, FIRST_LEARNED, NEWLINE, SPACE_MARK, UNK, Tokenizer
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
@@ -71,15 +71,16 @@ def _model(tokenizer: Tokenizer) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": True,
         "vocab": {piece: i for i, piece in enumerate(pieces)},
-        "merges": merges(pieces, scores),
+        "merges": merges(pieces, scores, first=FIRST_LEARNED),
     }
 
 
-def merges(pieces: list[str], scores: list[float]) -> list[list[str]]:
+def merges(pieces: list[str], scores: list[float], first: int = 0) -> list[list[str]]:
     """Pairs of pieces that join into a third, best first; SentencePiece keeps only the scores of the results."""
     score_of = dict(zip(pieces, scores))
     found = []
-    for piece, score in score_of.items():
+    # Control, newline and byte pieces are not made by merging: "<" and "s>" must not become the first token.
+    for piece, score in list(score_of.items())[first:]:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in score_of and right in score_of:

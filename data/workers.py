@@ -11,12 +11,17 @@ from typing import Any
 from core.errors import UserError
 
 
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def process_map(function: Callable[[Any], Any], tasks: list[Any], workers: int = 0) -> Iterator[Any]:
     """Yields `function(task)` for every task as it finishes; `workers` 0 is one a core.
 
     Workers are spawned, not forked: JAX may already run threads in this process.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    workers = min(workers or available_cores(), len(tasks))
     if workers <= 1:
         yield from map(function, tasks)
         return

@@ -21,6 +21,8 @@ class EvalConfig:
     def __post_init__(self):
         require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")
         require(self.rows > 0, f"rows={self.rows} must be positive")
+        for name in ("quick_bytes", "sample_tokens", "prompt_tokens"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         require(self.samples >= 0, f"samples={self.samples} must be 0 or more")
         require(self.temperature >= 0, f"temperature={self.temperature} must be 0 or more")
         require(self.top_k > 0, f"top_k={self.top_k} must be positive")

@@ -13,7 +13,7 @@ import numpy as np
 from core.files import Stage, read_stage, write_json
 from core.progress import say
 from data.document import read_documents
-from data.tokenize import CURATED, open_split, open_tokenizer
+from data.tokenize import CURATED, TOKENS, open_split, open_tokenizer
 from data.tokenizer import BOS, EOS
 from evals import perplexity
 from evals.config import EvalConfig
@@ -33,6 +33,7 @@ def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
         "eval": dataclasses.asdict(config),
         "train": run_spec(run, workdir),
         "step": step,
+        "heldout": read_stage(workdir / TOKENS, "tokenize")["summary"]["heldout"],
     }
     stage = Stage(workdir / FOLDER, spec, stale="replace")
     if stage.finished:

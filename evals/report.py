@@ -93,7 +93,7 @@ class Found:
     @property
     def name(self) -> str:
         """What to call the run."""
-        return str(self.config.get("name") or self.workdir.resolve().name)
+        return self.workdir.resolve().name
 
 
 def read(config: Mapping[str, Any], workdir: Path) -> Found:
@@ -355,8 +355,7 @@ def _samples(page: Page, found: Found) -> None:
 
 def _reproduce(page: Page, found: Found, command: str | None) -> None:
     if command is None:
-        file = f"experiments/{found.config['name']}.py" if found.config.get("name") else "FILE"
-        command = shlex.join(["python", "launch.py", f"--config={file}", f"--workdir={found.workdir}"])
+        command = shlex.join(["python", "launch.py", "--config=FILE", f"--workdir={found.workdir}"])
     words = [("\\\n    " if word[:2] == "--" else "") + shlex.quote(word) for word in shlex.split(command)]
     page.pre(" ".join(words))
     page.text("Finished stages are skipped, an interrupted one continues. The config with all overrides:")

@@ -23,4 +23,6 @@ class OptimConfig:
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
         require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must lie in 0..1")
         require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, "b1 and b2 must lie in 0..1, 1 excluded")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
+        require(self.epsilon > 0, f"epsilon={self.epsilon} must be positive")
         require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from lab import ROOT
 
 import launch
+from lab import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -7,46 +7,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = [
-    "the",
-    "model",
-    "reads",
-    "a",
-    "row",
-    "of",
-    "tokens",
-    "and",
-    "learns",
-    "to",
-    "predict",
-    "what",
-    "follows",
-    "each",
-    "of",
-    "them",
-    "while",
-    "gradients",
-    "flow",
-    "back",
-    "through",
-    "layers",
-    "heads",
-    "and",
-    "norms",
-    "until",
-    "loss",
-    "falls",
-    "and",
-    "text",
-    "begins",
-    "to",
-    "look",
-    "like",
-    "text",
-    "written",
-    "by",
-    "someone",
-]
+WORDS = (
+    "the model reads a row of tokens and learns to predict what follows each of them while gradients flow back "
+    "through layers heads and norms until loss falls and text begins to look like text written by someone"
+).split()
 
 
 def make_corpus(folder: Path, files: int = 12, sentences: int = 60, seed: int = 0) -> Path:

@@ -58,6 +58,11 @@ def test_the_whole_recipe_leaves_everything_behind(finished):
     assert len(result["samples"]) == 4
 
 
+def test_report_and_manifests_do_not_depend_on_how_values_were_typed(finished):
+    page = (finished / "report" / "report.html").read_text()
+    assert "they differ in" not in page
+
+
 def test_stages_run_alone_and_text_goes_to_standard_output(finished, corpus):
     result = launch("generate", *smoke(finished, corpus), "--prompt=the model reads", "--max-tokens=8")
     assert result.returncode == 0, result.stderr
@@ -81,13 +86,25 @@ def test_stages_run_alone_and_text_goes_to_standard_output(finished, corpus):
         (["--config.model.num_heads=5"], "num_heads=5 is not a multiple of num_kv_heads=2"),
         (["--config=nowhere.py"], "--config=nowhere.py does not exist"),
         (["--config.data.path=/nowhere"], "data.path=/nowhere does not exist"),
-        (["train"], "tokens is not finished; run `launch.py tokenize`"),
-        (["export"], "run `launch.py train`"),
+        (["train"], "curated is not finished; run `launch.py curate`"),
         (["generate", "--max-tokens=x"], "--max-tokens: invalid int value"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
     refused(launch(f"--workdir={tmp_path / 'run'}", *arguments), message)
+
+
+def test_a_value_with_spaces_is_a_value(tmp_path):
+    refused(
+        launch("--config.data.path=/no such/folder", f"--workdir={tmp_path}"),
+        "data.path=/no such/folder does not exist",
+    )
+
+
+def test_a_single_verb_refuses_input_of_another_config(finished, corpus, tmp_path):
+    for verb in ("tokenize", "train", "eval", "export", "generate", "report"):
+        refused(launch(verb, *smoke(finished, tmp_path)), "data.path was")
+    refused(launch("train", *smoke(finished, corpus, "--config.tokenizer.model=unigram")), "tokenizer.model was")
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -101,6 +118,7 @@ def test_a_workdir_of_another_config_is_refused_and_untouched(finished, corpus):
     refused(launch(*smoke(finished, corpus, "--config.data.shards=3")), "data.shards was 4, is 3")
     refused(launch(*smoke(finished, corpus, "--config.model.d_ff=64")), "model.d_ff was 128, is 64")
     refused(launch(*smoke(finished, corpus, "--config.tokenizer.vocab_size=330")), "vocab_size was 320, is 330")
+    refused(launch("generate", *smoke(finished, corpus, "--config.model.d_ff=64")), "model.d_ff was 128, is 64")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -1,5 +1,6 @@
 """The loop: sets up, then reads aloud."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -70,27 +71,30 @@ def train(
     evaluate = make_evaluate() if make_evaluate is not None and config.eval_every else None
     done, unread = start, None  # metrics of a step are read when the next one is already running
 
-    with StopSignals() as stop:
+    with StopSignals() as stop, contextlib.closing(journal), contextlib.closing(checkpoints):
         for batch in batches.iterate(start, steps):
             current, metrics = step(current, batch)
             done += 1
             if unread is not None:
                 journal.log(*unread)
-            logged = done % config.log_every == 0 or done in (start + 1, steps)
-            unread = (done, metrics) if logged else None
-            if done % config.checkpoint_every == 0 or done == steps or stop.received:
-                with journal.paused(metrics):
-                    checkpoints.save(current, done)
-            if evaluate is not None and done % config.eval_every == 0:
-                with journal.paused(metrics):
-                    journal.write(done, evaluate(current.params))
-            if stop.received:
+            stopping = stop.received is not None
+            evaluates = evaluate is not None and done % config.eval_every == 0
+            saves = done % config.checkpoint_every == 0 or done == steps or stopping
+            logs = done % config.log_every == 0 or done in (1, steps) or stopping
+            unread = (done, metrics) if logs and not (saves or evaluates) else None
+            if saves or evaluates:
+                # A checkpoint is saved after what is written about its step: a kill in between repeats the step.
+                journal.log(done, metrics, write=logs)
+                with journal.paused():
+                    if evaluates:
+                        journal.write(done, evaluate(current.params))
+                    if saves:
+                        checkpoints.save(current, done)
+            if stopping:
                 break
         if unread is not None:
             journal.log(*unread)
-        checkpoints.close()
-        journal.close()
-        stop.raise_if_received()
+    stop.raise_if_received()
     stage.finish([journal.path], {"step": done, "tokens": done * journal.tokens_per_step})
 
 
@@ -149,10 +153,10 @@ def load_params(run: Run, workdir: Path) -> tuple[Any, int]:
     """Parameters of the newest checkpoint, on this host's devices, and its step."""
     folder = workdir / FOLDER
     checkpoints = Checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    if checkpoints is None or checkpoints.latest is None:
+    if checkpoints is None or (step := checkpoints.latest) is None:
         raise UserError(
             f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
         )
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     program = make_program(run, sharding.make_mesh())
-    return checkpoints.restore(program.abstract, program.shardings, checkpoints.latest).params, checkpoints.latest
+    return checkpoints.restore(program.abstract, program.shardings, step).params, step

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from tensorboardX import SummaryWriter
 
 from core.errors import UserError
@@ -31,14 +30,19 @@ class Journal:
         self.seconds = rows[-1]["seconds"] if rows else 0.0  # of training, over all restarts
         self.step, self.clock = start, time.monotonic()
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """A row for the update that made the state of `step`; reading the arrays waits for it."""
+    def log(self, step: int, metrics: Mapping[str, Any], *, write: bool = True) -> None:
+        """A row for the update that made the state of `step`; reading the arrays waits for it.
+
+        Without `write` the numbers are only checked.
+        """
         values = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
                 "start again in another --workdir"
             )
+        if not write:
+            return
         now = time.monotonic()
         elapsed, self.clock = now - self.clock, now
         rate = (step - self.step) * self.tokens_per_step / elapsed
@@ -55,9 +59,8 @@ class Journal:
             self.events.add_scalar(name, value, step)
 
     @contextlib.contextmanager
-    def paused(self, metrics: Mapping[str, Any]) -> Iterator[None]:
-        """Time spent inside is not training time, but the step that computes `metrics` is: it is awaited first."""
-        jax.block_until_ready(metrics)
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is not training time; the steps before it must have been awaited, by `log`."""
         began = time.monotonic()
         yield
         self.clock += time.monotonic() - began

@@ -1,10 +1,10 @@
 """SIGTERM and Ctrl-C as a wish that the loop grants: it saves, then leaves."""
 
+import os
 import signal
 from types import FrameType
 
 from core.errors import Stopped
-from core.progress import say
 
 
 class StopSignals:
@@ -25,7 +25,8 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        say(f"\n{self.received.name}: saving a checkpoint")
+        # Not print: the handler may run inside a write to the same stream.
+        os.write(2, f"\n{self.received.name}: saves after this step, then stops\n".encode())
 
     def raise_if_received(self) -> None:
         """After the save: ends the program with 128 + the signal's number, as shells expect."""

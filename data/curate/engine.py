@@ -9,18 +9,27 @@ A partition's result is written to `parts/` as soon as it is done, so that an in
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import heapq
 import json
+import resource
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from core.errors import UserError
-from core.files import Stage, Stale, atomic_write, hash_file, read_json, write_json
+from core.files import (
+    Stage,
+    Stale,
+    atomic_write,
+    hash_file,
+    read_json,
+    read_stage,
+    require_spec,
+    write_json,
+)
 from core.progress import say, track
 from data.config import DataConfig
 from data.curate.steps import ExactDuplicates, build_recipe, recipe_spec
@@ -30,61 +39,66 @@ from data.workers import process_map
 
 VERSION = 1
 FOLDER = "curated"
+RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
 def curate(config: DataConfig, workdir: Path, *, stale: Stale = "refuse") -> dict[str, Any]:
     """Makes `workdir/curated` and returns its summary: documents and bytes kept and dropped, by source."""
     source, root = _source(config)
-    decides = {"path": config.path, "heldout_fraction": config.heldout_fraction, "shards": config.shards}
-    spec = {"version": VERSION, "data": {**decides, "recipe": recipe_spec(config.recipe)}}
-    stage = Stage(workdir / FOLDER, {**spec, "input": source.inputs(root)}, stale=stale)
+    stage = Stage(workdir / FOLDER, {**config_spec(config), "input": source.inputs(root)}, stale=stale)
     if stage.finished:
         say(f"curate: {stage.folder} is up to date")
         return stage.summary
 
-    parts = _run_partitions(config, source, root, stage.folder)
-    tally, least = Tally(), 2**64 - 1
-    bound = round(config.heldout_fraction * 2**64)
-    for part in parts:
-        counts = read_json(part.with_suffix(".json"))
-        tally.add_part(counts)
-        least = min(least, counts["least_chance"])
-    # A corpus of a few documents still holds one out: the one with the smallest hash.
-    kept = _keep(_merge(parts), build_recipe(config.recipe), tally)
-    shards = _write_splits(kept, config, max(bound, least + 1), stage.folder, tally)
+    _allow_many_open_files()
+    runs = _run_partitions(config, source, root, stage.folder / "parts")
     dropped = stage.folder / "dropped.jsonl"
     with atomic_write(dropped, "w") as file:
-        file.writelines(json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in tally.dropped)
+        tally = Tally(file)
+        for mark in sorted((stage.folder / "parts").glob("*.json")):
+            tally.add_part(read_json(mark))
+        shards = _write_splits(runs, config, stage.folder, tally)
     summary = {**tally.summary(), "hashes": {path.name: hash_file(path) for path in shards}}
     stage.finish([*shards, dropped], summary)
     shutil.rmtree(stage.folder / "parts")
     say(
         f"curate: {summary['train']['documents']:,} documents to train on, {summary['heldout']['documents']:,} "
-        f"held out, {len(tally.dropped):,} dropped"
+        f"held out, {sum(summary['dropped'].values()):,} dropped"
     )
     return summary
 
 
-@dataclasses.dataclass
+def config_spec(config: DataConfig) -> dict[str, Any]:
+    """What of the config and the code decides the curated documents; the input does too."""
+    decides = {"path": config.path, "heldout_fraction": config.heldout_fraction, "shards": config.shards}
+    return {"version": VERSION, "data": {**decides, "recipe": recipe_spec(config.recipe)}}
+
+
+def require_curated(config: DataConfig, workdir: Path) -> None:
+    """Refuses curated documents of another config. The raw input need not be at hand any more."""
+    folder = workdir / FOLDER
+    require_spec(folder, read_stage(folder, "curate"), config_spec(config))
+
+
 class Tally:
     """Counts for the report: what came in, what was dropped for which reason, what stayed."""
 
-    sources: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(collections.Counter)
-    )
-    splits: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: {"train": collections.Counter(), "heldout": collections.Counter()}
-    )
-    dropped: list[Dropped] = dataclasses.field(default_factory=list)
+    def __init__(self, dropped: IO[str]):
+        """Every drop is written to `dropped`, a line of JSON each."""
+        self.file = dropped
+        self.sources: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+        self.splits = {"train": collections.Counter(), "heldout": collections.Counter()}
+        self.dropped: collections.Counter = collections.Counter()
 
-    def add_part(self, counts: dict[str, Any]) -> None:
+    def add_part(self, part: dict[str, Any]) -> None:
         """Adds what one partition dropped."""
-        for entry in counts["dropped"]:
+        for entry in part["dropped"]:
             self.drop(Dropped(**entry))
 
     def drop(self, entry: Dropped) -> None:
         """Counts a dropped document."""
-        self.dropped.append(entry)
+        self.file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
+        self.dropped[entry.reason] += 1
         self.sources[entry.source][f"dropped:{entry.reason}"] += 1
 
     def keep(self, document: Document, split: str) -> None:
@@ -94,12 +108,11 @@ class Tally:
         self.sources[document.source].update({f"{split}_documents": 1, f"{split}_bytes": size})
 
     def summary(self) -> dict[str, Any]:
-        """Plain data, with the drops added up by reason."""
-        reasons = collections.Counter(entry.reason for entry in self.dropped)
+        """Plain data."""
         return {
             **{name: {"documents": c["documents"], "bytes": c["bytes"]} for name, c in self.splits.items()},
             "sources": {name: dict(counter) for name, counter in sorted(self.sources.items())},
-            "dropped": dict(reasons.most_common()),
+            "dropped": dict(self.dropped.most_common()),
         }
 
 
@@ -109,39 +122,70 @@ def _source(config: DataConfig) -> tuple[ModuleType, Path]:
     return folder, Path(config.path).expanduser()
 
 
+def _allow_many_open_files() -> None:
+    """The merge reads every part at once; many systems allow 1,024 files by default and far more on request."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses what it calls unlimited; the default remains
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _run_partitions(config: DataConfig, source: ModuleType, root: Path, where: Path) -> list[Path]:
-    """Applies the per-document steps to every partition not done yet; returns the parts in partition order."""
+    """Applies the per-document steps to every partition not done yet; returns all sorted runs of documents."""
+    name = source.__name__.rpartition(".")[2]
     partitions = source.partitions(root)
-    parts = [where / "parts" / f"{index:05d}.parquet" for index in range(len(partitions))]
+    marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
     todo = [
-        (source.__name__.rpartition(".")[2], root, partition, config.recipe, part)
-        for partition, part in zip(partitions, parts)
-        if not part.with_suffix(".json").exists()
+        (name, root, partition, config.recipe, mark)
+        for partition, mark in zip(partitions, marks)
+        if not _part_is_done(mark)
     ]
     for _ in track(process_map(_run_partition, todo, config.workers), "curate", len(todo)):
         pass
-    return parts
+    return [where / name for mark in marks for name in read_json(mark)["runs"]]
+
+
+def _part_is_done(mark: Path) -> bool:
+    if not mark.exists():
+        return False
+    runs = ((mark.with_name(name), size) for name, size in read_json(mark)["runs"].items())
+    return all(path.exists() and path.stat().st_size == size for path, size in runs)
 
 
 def _run_partition(task: tuple) -> None:
-    """One partition: its documents through the steps, sorted by hash of id; the .json is the mark of done."""
-    source_name, root, partition, recipe, part = task
+    """One partition through the steps, as runs sorted by hash of id, each of bounded memory.
+
+    The .json is written last: it is the mark of done, and holds what was dropped.
+    """
+    source_name, root, partition, recipe, mark = task
     source = {"folder": folder, "python_installation": python_installation}[source_name]
     steps = [step for step in build_recipe(recipe) if not isinstance(step, ExactDuplicates)]
-    kept, dropped = [], []
+    dropped: list[dict[str, Any]] = []
+    runs: dict[str, int] = {}
+    kept: list[Document] = []
+    room = RUN_CHARS
+
+    def write_run() -> None:
+        path = mark.with_name(f"{mark.stem}-{len(runs):03d}.parquet")
+        with DocumentWriter(path) as writer:
+            for document in sorted(kept, key=_order):
+                writer.add(document)
+        runs[path.name] = path.stat().st_size
+        kept.clear()
+
     for item in source.read(root, partition):
         if isinstance(item, Dropped):
-            dropped.append(item)
+            dropped.append(vars(item))
         elif reason := next((reason for step in steps if (reason := step(item.text))), None):
-            dropped.append(_dropped(item, reason))
+            dropped.append(vars(_dropped(item, reason)))
         else:
             kept.append(item)
-    with DocumentWriter(part) as writer:
-        for document in sorted(kept, key=_order):
-            writer.add(document)
-    chances = (id_hash(document.id, "heldout") for document in kept)
-    counts = {"dropped": [vars(entry) for entry in dropped], "least_chance": min(chances, default=2**64 - 1)}
-    write_json(part.with_suffix(".json"), counts)
+            room -= len(item.text)
+            if room < 0:
+                write_run()
+                room = RUN_CHARS
+    if kept:
+        write_run()
+    write_json(mark, {"dropped": dropped, "runs": runs})
 
 
 def _order(document: Document) -> tuple[int, str]:
@@ -152,35 +196,34 @@ def _dropped(document: Document, reason: str) -> Dropped:
     return Dropped(document.id, document.source, reason, len(document.text.encode()))
 
 
-def _merge(parts: list[Path]) -> Iterator[Document]:
-    """All documents in hash order of their id, a row group of each part in memory."""
-    return heapq.merge(*(read_documents(part) for part in parts), key=_order)
+def _kept(runs: list[Path], config: DataConfig, drop: Callable[[Dropped], None]) -> Iterator[Document]:
+    """All documents in hash order of their id, a row group of each run in memory.
 
-
-def _keep(documents: Iterable[Document], steps: list[Any], tally: Tally) -> Iterator[Document]:
-    """Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document)."""
-    deduplicate = any(isinstance(step, ExactDuplicates) for step in steps)
+    Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document).
+    """
+    deduplicate = any(isinstance(step, ExactDuplicates) for step in build_recipe(config.recipe))
     texts: set[bytes] = set()
     last_id = None
-    for document in documents:
+    for document in heapq.merge(*map(read_documents, runs), key=_order):
         digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
         if document.id == last_id:
-            tally.drop(_dropped(document, "duplicate_id"))
+            drop(_dropped(document, "duplicate_id"))
         elif deduplicate and digest in texts:
-            tally.drop(_dropped(document, "exact_duplicate"))
+            drop(_dropped(document, "exact_duplicate"))
         else:
             texts.add(digest)
             last_id = document.id
             yield document
 
 
-def _write_splits(documents: Iterable[Document], config: DataConfig, bound: int, where: Path, tally: Tally):
+def _write_splits(runs: list[Path], config: DataConfig, where: Path, tally: Tally) -> list[Path]:
     """Held out by hash of id, the rest into shards by ranges of the order hash. Returns the paths."""
     heldout = where / "heldout-00000.parquet"
     shards = [where / f"train-{index:05d}.parquet" for index in range(config.shards)]
+    bound = _heldout_bound(runs, config)
     with contextlib.ExitStack() as stack:
         writers = {path: stack.enter_context(DocumentWriter(path)) for path in [heldout, *shards]}
-        for document in documents:
+        for document in _kept(runs, config, tally.drop):
             if id_hash(document.id, "heldout") < bound:
                 split, path = "heldout", heldout
             else:
@@ -190,6 +233,17 @@ def _write_splits(documents: Iterable[Document], config: DataConfig, bound: int,
         if not all(counter["documents"] for counter in tally.splits.values()):
             raise UserError(_nothing_left(config, tally))
     return [heldout, *shards]
+
+
+def _heldout_bound(runs: list[Path], config: DataConfig) -> int:
+    """Documents whose hash lies below are held out: the fraction asked, and never none."""
+    bound = round(config.heldout_fraction * 2**64)
+    least = 2**64
+    for document in _kept(runs, config, lambda _: None):
+        least = min(least, id_hash(document.id, "heldout"))
+        if least < bound:  # almost always among the first few
+            return bound
+    return least + 1
 
 
 def _nothing_left(config: DataConfig, tally: Tally) -> str:

@@ -1,9 +1,14 @@
 """Any folder of .txt, .md, .html, .jsonl(.gz, .zst) and .parquet files, each file by its ending."""
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from core.errors import UserError
+from core.files import MANIFEST
+from core.progress import say
 from data.document import Document, Dropped
 from data.sources import html, jsonl, parquet, text
 
@@ -31,24 +36,62 @@ def ending(path: Path) -> str | None:
 
 def files(root: Path) -> list[Path]:
     """Readable files below the folder in name order; links that leave it are not followed."""
+    return _find(root)[0]
+
+
+def _find(root: Path) -> tuple[list[Path], list[Path]]:
+    """Readable files, at least one, and the links that are not followed."""
     if not root.exists():
         raise UserError(f"data.path={root} does not exist")
-    if root.is_file():
-        found = [root] if ending(root) else []
-    else:
-        inside = root.resolve()
-        found = [
-            path
-            for path in sorted(root.rglob("*"))
-            if ending(path) and path.is_file() and path.resolve().is_relative_to(inside)
-        ]
+    found, outside = _walk(root)
+    if not found and outside:
+        raise UserError(_only_links(root, outside))
     if not found:
         raise UserError(f"data.path={root} holds none of the files that are read ({', '.join(READERS)})")
-    return found
+    return found, outside
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """Readable files in name order, and the links to files and folders outside `root`."""
+    if root.is_file():
+        return [root] if ending(root) else [], []
+    inside = root.resolve()
+    found, outside = [], []
+    for where, below, names in os.walk(root, onerror=_refuse):
+        below[:] = [name for name in below if not _is_set_aside(Path(where, name))]
+        readable = [path for name in names if ending(path := Path(where, name)) and path.is_file()]
+        linked = [path for name in below if (path := Path(where, name)).is_symlink()]  # os.walk does not enter them
+        links = [path for path in [*readable, *linked] if path.is_symlink()]
+        leaving = {path for path in links if not path.resolve().is_relative_to(inside)}
+        outside += leaving
+        found += (path for path in readable if path not in leaving)
+    return sorted(found), sorted(outside)
+
+
+def _is_set_aside(folder: Path) -> bool:
+    """True for an older output of this program (see `core.files.set_aside`): curated text is no source."""
+    return re.search(r"\.stale-\d+$", folder.name) is not None and (folder / MANIFEST).is_file()
+
+
+def _refuse(error: OSError) -> NoReturn:
+    place = to_name(Path(error.filename))
+    raise UserError(f"{place} cannot be read ({error.strerror}); permit it, or move it out of data.path") from error
+
+
+def _only_links(root: Path, outside: list[Path]) -> str:
+    """A cache of Hugging Face is such a folder: its links have the endings, the files they point to do not."""
+    targets = [path.resolve() for path in outside]
+    both = os.path.commonpath([root.resolve(), *targets])
+    target = targets[0] if targets[0].is_dir() else targets[0].parent
+    return (
+        f"data.path={root} holds no files of its own; {len(outside)} links lead outside, which are not followed: "
+        f"set data.path to the folder they point to ({to_name(target)}) or, where the names there lack their "
+        f"ending, to one that holds both ({to_name(Path(both))})"
+    )
 
 
 def partitions(root: Path) -> list[list[str]]:
-    """Groups of files, by path relative to the folder, that workers read on their own."""
+    """Groups of files, by name (see `to_name`) relative to the folder, that workers read on their own."""
     groups: list[list[str]] = []
     room = 0
     for path in files(root):
@@ -63,19 +106,35 @@ def partitions(root: Path) -> list[list[str]]:
 
 def inputs(root: Path) -> dict:
     """What the documents depend on: name, size and time of change of every file."""
-    found = ((path, path.stat()) for path in files(root))
-    return {"files": [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in found]}
+    found, outside = _find(root)
+    if outside:
+        say(f"data.path={root}: {len(outside)} links lead out of this folder and are not read")
+    stats = ((path, path.stat()) for path in found)
+    return {"files": [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
 
 
 def read(root: Path, partition: list[str]) -> Iterator[Document | Dropped]:
     """The documents of one group of files."""
     for name in partition:
-        path = root / name if root.is_dir() else root
+        path = root / to_path(name) if root.is_dir() else root
         try:
             yield from READERS[ending(path)](path, name)
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+            raise UserError(f"{to_name(path)} cannot be read ({error.strerror or error})") from error
+
+
+def to_name(path: Path) -> str:
+    """A relative path as text. A name on disk may be any bytes: those that are not UTF-8 are written `\\xff`."""
+    # A backslash that would read as such an escape is escaped too, so that `to_path` finds the file again.
+    payload = re.sub(rb"\\(?=x[0-9a-f]{2})", rb"\\x5c", os.fsencode(path.as_posix()))
+    return payload.decode("utf-8", "backslashreplace")
+
+
+def to_path(name: str) -> Path:
+    """The relative path that `to_name` wrote."""
+    payload = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), name.encode("utf-8"))
+    return Path(os.fsdecode(payload))
 
 
 def _name(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix() if root.is_dir() else path.name
+    return to_name(path.relative_to(root) if root.is_dir() else Path(path.name))

@@ -36,20 +36,27 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             yield Dropped(place, "jsonl", "no_text", len(line))
             continue
-        identifier = record.get("id")
-        extra = {key: record[key] for key in FIELDS if isinstance(record.get(key), str)}
-        yield from _document(place, identifier, record["text"], extra, len(line))
+        if not _is_text(record["text"]):
+            yield Dropped(place, "jsonl", "undecodable", len(line))
+            continue
+        yield _document(place, record)
 
 
-def _document(place: str, identifier: object, text: str, extra: dict, size: int) -> Iterator[Document | Dropped]:
-    """Text with lone surrogates (escaped in JSON) cannot be written as UTF-8 and is dropped."""
+def _document(place: str, record: dict) -> Document:
+    """The record's text, with those of its other fields that can be used."""
+    identifier = record.get("id")
+    usable = _is_text(identifier) and identifier and identifier.isprintable()
+    extra = {key: record[key] for key in FIELDS if _is_text(record.get(key))}
+    given = {"id": identifier if usable else place, "url": place, **extra}
+    return Document(text=record["text"], source="jsonl", **given)
+
+
+def _is_text(value: object) -> bool:
+    """True for a string that can be written as UTF-8: JSON can escape lone surrogates, which cannot."""
     try:
-        text.encode("utf-8")
+        return isinstance(value, str) and value.encode("utf-8") is not None
     except UnicodeEncodeError:
-        yield Dropped(place, "jsonl", "undecodable", size)
-        return
-    usable = isinstance(identifier, str) and identifier and identifier.isprintable()
-    yield Document(id=identifier if usable else place, text=text, source="jsonl", **{"url": place, **extra})
+        return False
 
 
 def _lines(path: Path) -> Iterator[bytes]:

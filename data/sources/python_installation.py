@@ -6,15 +6,18 @@ A module with source gives one document, not two: its docstrings stand in the so
 copy could fall on the other side of the held-out split.
 """
 
+import functools
 import importlib
+import os
 import platform
 import sys
 import sysconfig
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from core.files import fingerprint
 from data.document import Document, Dropped
 
 SOURCE_NAMES = {"topics": "python-topics", "builtins": "python-docstrings", "source": "python-source"}
@@ -22,6 +25,7 @@ LICENSE = "PSF-2.0"
 MODULES_PER_PARTITION = 64
 # Topics live in this module as one literal; it would repeat every topic document.
 SKIPPED_MODULES = {"pydoc_data.topics"}
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 # Importing these opens a browser, prints a poem or changes the interpreter.
 NOT_IMPORTED = {"antigravity", "this", "idlelib.idle", "__main__"}
 
@@ -34,13 +38,9 @@ def partitions(_: Path) -> list[str]:
 
 
 def inputs(_: Path) -> dict:
-    """What the documents depend on: the interpreter and the size of every source file."""
+    """What the documents depend on: the interpreter, the name and size of every source file."""
     sizes = [(name, path.stat().st_size) for name, path in _modules()]
-    return {
-        "python": platform.python_version(),
-        "modules": len(sizes),
-        "bytes": sum(size for _, size in sizes),
-    }
+    return {"python": platform.python_version(), "modules": len(sizes), "fingerprint": fingerprint(sizes)}
 
 
 def read(_: Path, partition: str) -> Iterator[Document | Dropped]:
@@ -103,7 +103,7 @@ def docstrings(module: types.ModuleType) -> str:
     return "\n\n".join(f"{name}\n{doc}" for doc, name in names.items()) + "\n"
 
 
-def _sources(modules: list[tuple[str, Path]]) -> Iterator[Document | Dropped]:
+def _sources(modules: Iterable[tuple[str, Path]]) -> Iterator[Document | Dropped]:
     for name, path in modules:
         payload = path.read_bytes()
         try:
@@ -114,15 +114,15 @@ def _sources(modules: list[tuple[str, Path]]) -> Iterator[Document | Dropped]:
         yield _document("source", name, text, "")
 
 
-def _modules() -> list[tuple[str, Path]]:
+@functools.cache  # every partition asks, and the walk takes long on a network disk
+def _modules() -> tuple[tuple[str, Path], ...]:
     """Dotted name and path of every standard-library module with source, without its test suites."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if {"site-packages", "dist-packages", "test", "tests", "idle_test"} & set(parts):
-            continue
-        name = ".".join(parts).removesuffix(".__init__")
-        if name not in SKIPPED_MODULES:
-            found.append((name, path))
-    return sorted(found)
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - SKIPPED_FOLDERS
+        for path in (Path(folder, name) for name in names if name.endswith(".py")):
+            name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+            if name not in SKIPPED_MODULES:
+                found.append((name, path))
+    return tuple(sorted(found))

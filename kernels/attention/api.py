@@ -4,13 +4,12 @@ Shapes: B batch, T query length, S key length (S == T), N query heads, K key/val
 heads per key/value head, H head size.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
-from absl import logging
 
 from kernels.attention import reference, xla
+from kernels.dispatch import choose
 
 IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
 
@@ -38,7 +37,7 @@ def attention(
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    attend = IMPLEMENTATIONS[_choose(implementation)]
+    attend = IMPLEMENTATIONS[choose("attention", tuple(IMPLEMENTATIONS), implementation)]
     return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale))
 
 
@@ -51,16 +50,3 @@ def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
         raise ValueError(f"attention: {N} query heads are not a multiple of {k_BSKH.shape[2]} key/value heads")
     if segment_ids_BT is not None and segment_ids_BT.shape != (B, T):
         raise ValueError(f"attention: segment ids {segment_ids_BT.shape} should have shape {(B, T)}")
-
-
-@functools.cache  # so that the choice is logged once, not once per layer and trace
-def _choose(implementation: str | None) -> str:
-    """The name of the implementation to run."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention: unknown implementation {implementation!r}; choose from {', '.join(sorted(IMPLEMENTATIONS))}"
-        )
-    chosen = implementation or "xla"
-    reason = "as asked" if implementation else f"picked for {jax.default_backend()}"
-    logging.info("attention: implementation %r, %s", chosen, reason)
-    return chosen

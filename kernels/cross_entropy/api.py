@@ -4,14 +4,13 @@ Shapes: B batch, T length, D model, V vocabulary. The logits [B, T, V] are the l
 model's step, so the layer and its loss are one op.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from kernels.cross_entropy import reference, xla
+from kernels.dispatch import choose
 
 IMPLEMENTATIONS = {"reference": reference.linear_cross_entropy, "xla": xla.linear_cross_entropy}
 
@@ -40,7 +39,7 @@ def linear_cross_entropy(
     """
     _check_shapes(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
-    compute = IMPLEMENTATIONS[_choose(implementation)]
+    compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation)]
     loss, nats_BT = compute(x_BTD, w_VD, targets_BT, weights_BT, float(z_loss))
     return CrossEntropyOutput(loss, jax.lax.stop_gradient(nats_BT))
 
@@ -54,17 +53,3 @@ def _check_shapes(x_BTD, w_VD, targets_BT, weights_BT) -> None:
             f"linear_cross_entropy: targets {targets_BT.shape} and weights {weights_BT.shape}"
             f" should have shape {x_BTD.shape[:2]}"
         )
-
-
-@functools.cache  # so that the choice is logged once, not once per trace
-def _choose(implementation: str | None) -> str:
-    """The name of the implementation to run."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"linear_cross_entropy: unknown implementation {implementation!r};"
-            f" choose from {', '.join(sorted(IMPLEMENTATIONS))}"
-        )
-    chosen = implementation or "xla"
-    reason = "as asked" if implementation else f"picked for {jax.default_backend()}"
-    logging.info("linear_cross_entropy: implementation %r, %s", chosen, reason)
-    return chosen

@@ -1,6 +1,8 @@
 import errno
 import signal
 
+import pytest
+
 from core.errors import Stopped, UserError, explain
 
 
@@ -29,3 +31,19 @@ def test_a_bug_keeps_its_traceback():
 
 def test_a_user_error_is_one_line():
     assert explain(UserError("a\nb")) == ("a b", 2)
+
+
+def test_a_bug_while_handling_a_disk_error_is_not_blamed_on_the_disk():
+    def buggy():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            return {}["bug"]
+
+    with pytest.raises(KeyError) as caught:
+        buggy()
+    assert explain(caught.value) is None
+
+
+def test_stopped_passes_through_except_exception():
+    assert not issubclass(Stopped, Exception)

@@ -120,3 +120,37 @@ def test_a_repeated_id_is_dropped(tmp_path):
     (root / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = engine.curate(config(root), tmp_path / "w")
     assert summary["dropped"] == {"duplicate_id": 2}
+
+
+def test_the_last_document_held_out_is_not_one_that_is_dropped_as_a_copy(tmp_path):
+    """Whichever of two copies has the smaller hash, something stays held out."""
+    for seed in range(6):
+        root = tmp_path / f"in{seed}"
+        root.mkdir()
+        for number in range(4):
+            (root / f"{seed}-{number}.txt").write_text(f"text number {number // 2} of the seed {seed}, long enough\n")
+        summary = engine.curate(config(root, heldout_fraction=1e-6), tmp_path / f"w{seed}")
+        assert summary["heldout"]["documents"] == summary["train"]["documents"] == 1
+
+
+def test_memory_is_bounded_by_runs_and_the_result_is_the_same(tmp_path, monkeypatch):
+    root = make_corpus(tmp_path / "in")
+    one = engine.curate(config(root), tmp_path / "a")
+    monkeypatch.setattr(engine, "RUN_CHARS", 1000)
+    many = []
+    write = engine.write_json
+    monkeypatch.setattr(engine, "write_json", lambda path, value: (many.extend(value["runs"]), write(path, value)))
+    assert engine.curate(config(root), tmp_path / "b")["hashes"] == one["hashes"]
+    assert len(many) > 5
+
+
+def test_a_damaged_part_is_made_again(tmp_path, monkeypatch):
+    root = make_corpus(tmp_path / "in")
+    whole = engine.curate(config(root), tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.curate(config(root), tmp_path / "b")
+    (part,) = (tmp_path / "b" / "curated" / "parts").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:100])
+    assert engine.curate(config(root), tmp_path / "b")["hashes"] == whole["hashes"]

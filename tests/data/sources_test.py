@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,12 +9,19 @@ import pytest
 import zstandard
 
 from core.errors import UserError
+from core.files import fingerprint, write_json
 from data.document import Document, Dropped
 from data.sources import folder, html, jsonl, parquet, python_installation, text
 
 
 def read_all(root):
     return [item for group in folder.partitions(root) for item in folder.read(root, group)]
+
+
+def as_strings(payloads, kind):
+    """An Arrow column of strings that holds any bytes, as some writers make them."""
+    binary = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    return pa.Array.from_buffers(kind, len(payloads), pa.array(payloads, binary).buffers())
 
 
 def test_a_folder_of_every_kind(tmp_path):
@@ -76,6 +84,49 @@ def test_a_line_over_the_limit_costs_that_line_only(tmp_path, monkeypatch):
     assert found[1].text == "after"
 
 
+def test_fields_that_are_not_unicode_are_left_out(tmp_path):
+    fields = dict.fromkeys(("id", "url", "language", "license"), "\ud800")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ok", **fields}))
+    columns = {key: as_strings([b"\xff", b"fine"], pa.string()) for key in fields}
+    pq.write_table(pa.table({"text": ["ok", "ok"], **columns}), tmp_path / "b.parquet")
+    assert read_all(tmp_path) == [
+        Document(id="a.jsonl:1", text="ok", source="jsonl", url="a.jsonl:1"),
+        Document(id="b.parquet:1", text="ok", source="parquet", url="b.parquet:1"),
+        Document(id="fine", text="ok", source="parquet", url="fine", language="fine", license="fine"),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_parquet_row_that_is_not_unicode_costs_that_row_only(tmp_path, kind):
+    payloads = [b"one", b"caf\xe9", None, "drei é".encode()] * 50
+    column = as_strings(payloads, kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=70)
+    found = read_all(tmp_path)
+    assert [item.id for item in found] == [f"a.parquet:{number + 1}" for number in range(200)]
+    assert [getattr(item, "text", None) for item in found] == ["one", None, None, "drei é"] * 50
+    assert found[1] == Dropped("a.parquet:2", "parquet", "undecodable", 4)
+    assert found[2].reason == "no_text"
+
+
+def test_parquet_is_read_a_few_rows_at_a_time(tmp_path):
+    table = pa.table({"text": [str(number) * 20_000 for number in range(100, 700)]})
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=16)
+    before = pa.total_allocated_bytes()
+    items = parquet.read(tmp_path / "a.parquet", "a")
+    assert next(items).text.startswith("100100")
+    assert pa.total_allocated_bytes() - before < 12 << 20  # of 36 MB in one row group
+    items.close()
+
+
+def test_jsonl_is_read_a_line_at_a_time(tmp_path):
+    whole = gzip.compress(b'{"text": "first"}\n' + os.urandom(5_000_000).hex().encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-1000])
+    items = jsonl.read(tmp_path / "a.jsonl.gz", "a")
+    assert next(items).text == "first"
+    with pytest.raises(UserError, match="is damaged"):
+        list(items)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"damaged" * 10)
@@ -112,6 +163,101 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path):
     assert [path.name for path in folder.files(inside)] == ["a.txt"]
 
 
+def test_links_are_counted(tmp_path, capsys):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0123").write_text("text")
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.txt").symlink_to("../../blobs/0123")
+    (snapshot / "b").symlink_to("../../blobs")
+    (snapshot / "dangling.txt").symlink_to("../../blobs/4567")
+    (snapshot / "circle.txt").symlink_to("circle.txt")
+    with pytest.raises(
+        UserError, match=r"2 links lead outside.*set data.path to the folder they point to"
+    ) as failure:
+        folder.partitions(snapshot)
+    assert f"({tmp_path / 'blobs'})" in str(failure.value)
+    assert f"one that holds both ({tmp_path})" in str(failure.value)
+    assert [item.text for item in read_all(tmp_path)] == ["text"]
+    (snapshot / "c.txt").write_text("own")
+    assert [name for name, _, _ in folder.inputs(snapshot)["files"]] == ["c.txt"]
+    assert "2 links lead out of this folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match="closed cannot be read"):
+        folder.partitions(tmp_path)
+
+
+def test_a_failing_walk_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "closed").mkdir()
+
+    def scandir(path, scan=os.scandir):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\)"):
+        folder.partitions(tmp_path)
+
+
+def test_an_older_output_is_not_a_source(tmp_path):
+    for name in ("curated.stale-1", "notes.stale-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.md").write_text("text")
+    write_json(tmp_path / "curated.stale-1" / "manifest.json", {})
+    assert [item.id for item in read_all(tmp_path)] == ["notes.stale-1/a.md"]
+
+
+def test_names_may_be_any_bytes(tmp_path):
+    where = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(where)
+    line = json.dumps({"text": "jsonl"})
+    for name, payload in {b"\xff.txt": "text", b"\xff.html": "html", b"\xff.jsonl": line}.items():
+        Path(os.fsdecode(where + b"/" + name)).write_text(payload)
+    with open(where + b"/\xff.parquet", "wb") as file:
+        pq.write_table(pa.table({"text": ["parquet"]}), file)
+    (tmp_path / r"\xff.txt").write_text("backslash")
+    assert fingerprint(folder.inputs(tmp_path))
+    found = {item.id: item for item in read_all(tmp_path)}
+    assert {name: item.text for name, item in found.items()} == {
+        r"caf\xe9/\xff.txt": "text",
+        r"caf\xe9/\xff.html": "html\n",
+        r"caf\xe9/\xff.jsonl:1": "jsonl",
+        r"caf\xe9/\xff.parquet:1": "parquet",
+        r"\x5cxff.txt": "backslash",
+    }
+    assert all(name.encode() and item.url == name for name, item in found.items())
+    alone = Path(os.fsdecode(where + b"/\xff.txt"))
+    assert [item.id for item in read_all(alone)] == [r"\xff.txt"]
+
+
+def test_a_name_leads_back_to_its_path():
+    raw = [
+        b"plain",
+        "é".encode(),
+        b"\xe9",
+        rb"\xe9",
+        rb"\x5c",
+        rb"\\xe9",
+        b"\\\xe9",
+        b"\\x\xe9",
+        rb"\xE9",
+        rb"\xg",
+        b"a/\xff/b",
+    ]
+    paths = [Path(os.fsdecode(name)) for name in raw]
+    names = [folder.to_name(path) for path in paths]
+    assert [folder.to_path(name) for name in names] == paths
+    assert len(set(names)) == len(raw)
+    assert names[:3] == ["plain", "é", r"\xe9"]
+
+
 def test_a_single_file_is_a_corpus(tmp_path):
     (tmp_path / "a.txt").write_text("alone")
     assert [item.text for item in read_all(tmp_path / "a.txt")] == ["alone"]
@@ -120,18 +266,95 @@ def test_a_single_file_is_a_corpus(tmp_path):
 def test_a_long_text_is_cut_at_blank_lines_and_loses_nothing():
     paragraphs = [f"{number} " + "x" * 900 + "\n\n" for number in range(200)]
     whole = "".join(paragraphs) + "\n\nend"
-    pieces = text.split_long(whole)
+    pieces = list(text.split_long(whole))
     assert "".join(pieces) == whole
     assert len(pieces) > 2
     assert all(len(piece) <= text.LONG_TEXT for piece in pieces)
     assert all(piece[0].isdigit() for piece in pieces[1:])
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\n\n\n", "\r\n\r\n\r\n", "\n", "\r\n"])
+def test_a_long_text_is_cut_after_paragraphs_or_else_lines(end):
+    whole = "".join(f"{number} xxxx{end}" for number in range(100))
+    pieces = list(text.split_long(whole, 50))
+    assert "".join(pieces) == whole
+    assert all(0 < len(piece) <= 50 and piece[0].isdigit() and piece.endswith(end) for piece in pieces)
+
+
+def test_a_long_text_without_lines_is_cut_at_the_limit():
+    assert list(text.split_long("x" * 27 + "\n\ny\n\n", 10)) == ["x" * 10, "x" * 10, "x" * 7 + "\n\n", "y\n\n"]
+    assert list(text.split_long("\n" * 25, 10)) == ["\n" * 10, "\n" * 10, "\n" * 5]
+
+
+def test_pieces_of_a_long_text_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.setattr(text.split_long, "__defaults__", (10,))
+    (tmp_path / "a.txt").write_bytes(b"first\r\n\r\nsecond\r\n")
+    (tmp_path / "b.txt").write_text("short")
+    (tmp_path / "c.txt").write_text("")
+    found = [(item.id, item.text) for item in read_all(tmp_path)]
+    assert found == [
+        ("a.txt#0", "first\r\n\r\n"),
+        ("a.txt#1", "second\r\n"),
+        ("b.txt", "short"),
+        ("c.txt", ""),  # the recipe counts it as too short
+    ]
+
+
 def test_html_survives_what_pages_do():
-    parser = html.VisibleText()
-    parser.feed("<div>a<style>x{}</style><b>b</b><script>if (a<b) {}</script><p>c<p>d<svg><title>t</title></svg>e")
-    parser.close()
-    assert parser.text() == "ab\nc\nde\n"
+    page = "<div>a<style>x{}</style><b>b</b><script>if (a<b) {}</script><p>c<p>d<svg><title>t</title></svg>e"
+    assert html.visible_text(page) == "ab\nc\nde\n"
+
+
+@pytest.mark.parametrize(
+    ("page", "visible"),
+    [
+        ("<html><head><title>T</title><meta charset=utf-8><body><p>one", "one\n"),
+        ("<head><title>T</title><p>one", "one\n"),
+        ("<head><title>T <b>x</b></title>\n one <b>two</b>", "one two\n"),
+        ("<head><noscript><div>no</div></noscript><template><p>no</template><link></head>yes", "yes\n"),
+        ("<head><noscript>no<body>yes", "yes\n"),
+        ("<title>T</title><p>one", "T\none\n"),
+    ],
+)
+def test_html_needs_no_end_tag_of_head(page, visible):
+    assert html.visible_text(page) == visible
+
+
+@pytest.mark.parametrize(
+    ("page", "visible"),
+    [
+        ("<p title='a>b' class=\"c>\">one", "one\n"),
+        ("<a href=x?y=1>1 < 2 && 3<4</a>", "1 < 2 && 3<4\n"),
+        ("<!DOCTYPE html><!-- <p>no --->a<!-->b<?php no ?>c</>d</ no>e", "abcde\n"),
+        ("<SCRIPT>'</b>' + no</Script >a<svg/>b<style>no", "ab\n"),
+        ("one<p", "one\n"),
+        ("&eacute;&#233;&lt;&bogus;", "éé<&bogus;\n"),
+        ("&#" + "9" * 10_000 + ";", "\ufffd\n"),
+    ],
+)
+def test_html_is_read_as_the_standard_says(page, visible):
+    assert html.visible_text(page) == visible
+
+
+@pytest.mark.parametrize(
+    ("page", "visible"),
+    [
+        ("<a " * 20_000, ""),
+        ("<a b='" * 20_000, ""),
+        ("<!--" * 20_000, ""),
+        ("</" * 100_000, ""),
+        ("<svg>" * 50_000 + "</p>" * 50_000, ""),
+        ("<svg>" * 50_000 + "</svg>" * 50_000 + "after", "after"),
+        ("<head><svg></head>" * 20_000 + "after", "after"),
+        ("<script></script" * 20_000, ""),
+        ("<" * 100_000, "<" * 100_000),
+        ("&" * 100_000, "&" * 100_000),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_html_takes_time_in_proportion_to_a_hostile_page(tmp_path, page, visible):
+    (tmp_path / "a.html").write_text(page)
+    assert [item.text for item in read_all(tmp_path)] == [visible + "\n"]
 
 
 def test_the_python_installation_is_real_text_with_a_licence():
@@ -156,3 +379,23 @@ def test_docstrings_are_gathered_once_each():
     gathered = python_installation.docstrings(itertools)
     assert "itertools.chain\n" in gathered
     assert gathered.count(itertools.chain.__doc__.strip()) == 1
+
+
+def test_the_python_installation_is_known_by_every_name_and_size(tmp_path, monkeypatch):
+    def inputs(sizes):
+        for name, size in sizes.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("#" * size)
+        python_installation._modules.cache_clear()
+        return python_installation.inputs(None)
+
+    monkeypatch.setattr(python_installation.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    try:
+        first = inputs({"a.py": 1, "b/__init__.py": 2, "site-packages/c.py": 3, "b/test/d.py": 4})
+        assert first["modules"] == 2
+        assert [name for name, _ in python_installation._modules()] == ["a", "b"]
+        assert python_installation._modules() is python_installation._modules()
+        assert inputs({"a.py": 2, "b/__init__.py": 1}) != first  # the sum is the same
+        assert inputs({"a.py": 1, "b/__init__.py": 2, "site-packages/c.py": 5}) == first
+    finally:
+        python_installation._modules.cache_clear()

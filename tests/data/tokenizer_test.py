@@ -70,11 +70,33 @@ def test_a_corpus_too_small_for_the_vocabulary_is_told(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_vocabulary_too_small_for_the_characters_is_told_the_other_way(tmp_path):
+    text = "".join(chr(0x4E00 + number) + ("\n" if number % 20 == 0 else "") for number in range(800)) * 3
+    with pytest.raises(
+        UserError, match=r"vocab_size=500 is too small for the different characters .* raise --config"
+    ):
+        train([text], TokenizerConfig(vocab_size=500), tmp_path / "m")
+
+
+def test_what_interrupts_training_is_not_mistaken_for_a_small_corpus(tmp_path):
+    def texts():
+        yield TEXT
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(texts(), TokenizerConfig(vocab_size=340), tmp_path / "m")
+
+
 def test_a_damaged_model_is_named(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
         Tokenizer(path)
+
+
+def test_merges_make_no_special_piece():
+    pieces, scores = ["<s>", "<", "s>", "<s"], [0.0, -9.0, -9.0, -9.0]
+    assert merges(pieces, scores, first=1) == []
 
 
 def test_merges_rebuild_every_piece_of_two_parts():

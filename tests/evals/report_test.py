@@ -108,7 +108,7 @@ def test_the_page_says_what_was_measured(text):
     assert f"{row}<td><code>&lt;i&gt;first&lt;/i&gt;</code>" in text
     assert "▲ 3 above the axis" in text
     assert 'class="notice"' not in text  # nothing is missing, unfinished or of another config
-    assert "--config=experiments/tiny.py" in text
+    assert "--config=FILE" in text
 
 
 def test_a_model_worse_than_xz_is_said_to_be(workdir):

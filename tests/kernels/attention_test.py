@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels import dispatch
 from kernels.attention import reference
 from kernels.attention.api import attention
 
@@ -261,9 +262,7 @@ def test_shapes_that_do_not_fit(q, k, ids):
 
 
 def test_choice_is_logged_once(caplog):
-    from kernels.attention import api
-
-    api._choose.cache_clear()
+    dispatch.choose.cache_clear()
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     with caplog.at_level(logging.INFO):
         attention(q, k, v)

@@ -19,6 +19,7 @@ import pytest
 from data.config import BatchConfig
 from data.pipeline import Batches
 from data.shards import TokenDocument, TokenShards, write_shard
+from data.workers import available_cores
 from model.config import ModelConfig
 from optim.config import OptimConfig
 from train.config import TrainConfig
@@ -46,7 +47,7 @@ def this_machine() -> str:
         found = re.search(r"^vendor_id\s*: (\w+)", text, re.MULTILINE)
         vendor = f" {found[1]}" if found else ""
         isa = next((name for name in ("avx512_bf16", "avx512f", "avx2", "avx") if name in text), isa)
-    return f"jaxlib {jaxlib.__version__},{vendor} {isa}, {len(os.sched_getaffinity(0))} cores"
+    return f"jaxlib {jaxlib.__version__},{vendor} {isa}, {available_cores()} cores"
 
 
 def run_losses(folder: Path) -> list[float]:
