@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Seconds from a fresh clone to the first training loss and to the end of the quickstart, with pip's cache empty, and
-# the same again once installed. Works on a clone of the last commit in a temporary folder; prints a table.
+# the same again once installed. KEEP=DIR copies the runs there. Works on a clone of the last commit in a temporary folder; prints a table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 clone=$(mktemp -d)
@@ -26,6 +26,7 @@ run() { # name, command: first loss and end, in seconds
     first=$(since "$began")
     wait "$process"
     echo "| $name | $first | $(since "$began") |"
+    [ -z "${KEEP:-}" ] || { mkdir -p "$KEEP" && cp -r runs/quickstart "$KEEP/"; }
 }
 
 echo "| from | first loss, s | whole quickstart, s |"

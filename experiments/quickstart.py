@@ -66,9 +66,9 @@ def get_config() -> ConfigDict:
 
     # Loop
     config.train = ConfigDict()
-    config.train.steps = 1000
+    config.train.steps = 1400
     config.train.log_every = 5
-    config.train.eval_every = 100
+    config.train.eval_every = 200
     config.train.checkpoint_every = 200
     config.train.keep_checkpoints = 2
 
