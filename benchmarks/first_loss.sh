@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Seconds from a fresh clone to the first training loss and to the end of the quickstart, with pip's cache empty, and
-# the same again once installed. KEEP=DIR copies the runs there. Works on a clone of the last commit in a temporary folder; prints a table.
+# the same again once installed; then the time of --help. Works on a clone of the last commit in a temporary folder and
+# prints a table. KEEP=DIR (absolute) copies the runs there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 clone=$(mktemp -d)
@@ -33,5 +34,8 @@ echo "| from | first loss, s | whole quickstart, s |"
 echo "|---|---|---|"
 run "a fresh clone, pip's cache empty" env PIP_NO_CACHE_DIR=1 make quickstart
 run "installed" make quickstart
+began=$(now)
+.venv/bin/python launch.py --help >"$clone/help"
 echo
+echo "launch.py --help: $(echo "$(now) $began" | awk '{printf "%.2f", $1 - $2}') s"
 echo "$(nproc) cores, $(.venv/bin/python --version), $(.venv/bin/python -m pip list 2>/dev/null | tail -n +3 | grep -vc -E '^(pip|setuptools) ') packages"
