@@ -64,7 +64,7 @@ def test_killed_at_random_moments_it_still_finishes_the_same(finished, corpus, t
     """SIGKILL after random delays, from the first second on, until a run survives."""
     workdir, chance = tmp_path / "run", random.Random(0)
     kills = 0
-    for delay in [chance.uniform(0.5, 9.0) for _ in range(5)]:
+    for delay in [chance.uniform(0.3, 5.0) for _ in range(6)]:
         process = start(workdir, corpus)
         try:
             process.communicate(timeout=delay)
