@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.model.d_ff = 384
     config.model.no_rope_every = 4
     config.model.rope_theta = 50_000.0
-    config.model.init_std = 0.088  # 1 / sqrt(d_model), as SmolLM2; 0.02 costs 0.06 bits per byte here
+    config.model.init_std = 0.088  # 1 / sqrt(d_model), as SmolLM2; see LOG.md for what less costs
     config.model.dtype = "float32"
 
     # Optimiser: AdamW, warmup-stable-decay
