@@ -97,6 +97,12 @@ class Stage:
             return False
         return True
 
+    def reopen(self) -> None:
+        """Takes back that the stage is complete, before more is added to it."""
+        if self.manifest is not None and self.manifest["complete"]:
+            self.manifest = None
+            write_json(self.folder / MANIFEST, {"spec": self.spec, "complete": False})
+
     @property
     def summary(self) -> dict[str, Any]:
         """What the finished stage said of itself."""

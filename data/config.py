@@ -1,7 +1,10 @@
 """The config subtrees of the data room."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import itertools
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from core.config import require
 
@@ -11,12 +14,19 @@ class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
     path: str = ""  # a folder or file; empty is the Python installation itself
+    sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
+    # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.
+    added: tuple[dict[str, str], ...] = ()
     recipe: tuple[dict[str, Any], ...] = ()
     heldout_fraction: float = 0.05  # of documents, by a hash of their id
     shards: int = 4  # of the training documents
     workers: int = 0  # processes; 0 is one a core
 
     def __post_init__(self):
+        require(not (self.path and self.sources), "path and sources are both given; name the path among the sources")
+        require(all(self.added), "added: an entry names no source")
+        for name in itertools.chain(self.sources, *self.added):
+            require(re.fullmatch(r"[\w-]+", name) is not None, f"source {name!r} must be letters, digits, _ and -")
         require(
             0 < self.heldout_fraction < 1,
             f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1",
@@ -41,12 +51,78 @@ class TokenizerConfig:
         require(self.train_mb > 0, f"train_mb={self.train_mb} must be positive")
 
 
+Packing = Literal["split", "best_fit"]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: an entry of `config.batch.stages`. What is None is as in `config.batch`."""
+
+    tokens: int  # of the stage, padding included
+    rows: int | None = None
+    row_length: int | None = None
+    packing: Packing | None = None
+    mixture: dict[str, float] | None = None
+
+
+class Stage(NamedTuple):
+    """A stage with everything filled in."""
+
+    steps: int
+    rows: int
+    row_length: int
+    packing: Packing
+    mixture: dict[str, float]  # as given; empty is all documents as one pool
+
+
 @dataclass(frozen=True)
 class BatchConfig:
     """How tokens become batches: `config.batch`."""
 
     rows: int = 16  # of the global batch
     row_length: int = 256  # tokens
+    # split: documents end to end, cut at every row. best_fit: whole documents together in rows with padding, so
+    # that only those longer than a row are cut.
+    packing: Packing = "split"
+    mixture: dict[str, float] = field(default_factory=dict)  # weight of each source; empty is all as one pool
+    max_epochs: dict[str, int] = field(default_factory=dict)  # of a source over the whole run; the others go on
+    stages: tuple[StageConfig, ...] = ()  # one after the other; empty is one of train.steps
 
     def __post_init__(self):
         require(self.rows > 0 and self.row_length > 0, "rows and row_length must be positive")
+        for name, epochs in self.max_epochs.items():
+            require(epochs > 0, f"max_epochs of {name} is {epochs}, must be positive")
+        check_mixture(self.mixture, "mixture")
+        for number, stage in enumerate(self.stages):
+            at = f"stages[{number}]"
+            require(stage.tokens > 0, f"{at}.tokens={stage.tokens} must be positive")
+            require(stage.rows is None or stage.rows > 0, f"{at}.rows={stage.rows} must be positive")
+            require(
+                stage.row_length is None or stage.row_length > 0,
+                f"{at}.row_length={stage.row_length} must be positive",
+            )
+            check_mixture(stage.mixture or {}, f"{at}.mixture")
+        mixtures = [self.mixture if stage.mixture is None else stage.mixture for stage in self.stages]
+        named = all(mixtures or [self.mixture])
+        require(named or not self.max_epochs, "max_epochs needs a mixture that names the sources, in every stage")
+
+    def plan(self, steps: int) -> tuple[Stage, ...]:
+        """The stages, by steps; without `stages` one of `steps`."""
+        if not self.stages:
+            return (Stage(steps, self.rows, self.row_length, self.packing, self.mixture),)
+        return tuple(map(self._fill_in, self.stages))
+
+    def _fill_in(self, stage: StageConfig) -> Stage:
+        given = {name: getattr(stage, name) for name in ("rows", "row_length", "packing", "mixture")}
+        own = {name: getattr(self, name) if value is None else value for name, value in given.items()}
+        steps = max(1, round(stage.tokens / (own["rows"] * own["row_length"])))
+        return Stage(steps, **own)
+
+
+def check_mixture(mixture: dict[str, float], name: str) -> None:
+    """Refuses weights that cannot be normalised. They need not sum to 1: SmolLM3's third stage sums to 1.00565."""
+    for source, weight in mixture.items():
+        require(
+            math.isfinite(weight) and weight >= 0, f"{name}: the weight of {source} is {weight}, must be 0 or more"
+        )
+    require(not mixture or any(mixture.values()), f"{name}: all weights are zero")

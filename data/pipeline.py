@@ -1,22 +1,22 @@
-"""Batches through Grain: `batch(k)` is a pure function of the shards, the seed and k."""
+"""Batches through Grain: `batch(k)` is a pure function of the token shards, the seed, the history and k."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from data.config import BatchConfig
-from data.rows import Row, Rows
-from data.shards import TokenShards
+from data.packing import Piece, empty_row
+from data.plan import Plan
 
 READER_THREADS = 2
 PREFETCHED_BATCHES = 4
-ENDLESS = 1 << 48  # rows; epochs never end, the run's steps do
+
+Take = Callable[[int], np.ndarray]  # rows of the global batch -> the numbers of those wanted
 
 
 class Batch(NamedTuple):
-    """`B` rows; see `data.rows.Row`."""
+    """`B` rows; see `data.packing.Row`."""
 
     tokens_BT: np.ndarray
     targets_BT: np.ndarray
@@ -25,36 +25,56 @@ class Batch(NamedTuple):
     weights_BT: np.ndarray
 
 
-class _RowSource:
-    """Rows as Grain wants a source: a length and random access."""
+class RowDocument(NamedTuple):
+    """A piece of a document in a row of a batch."""
 
-    def __init__(self, rows: Rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, number: int) -> Row:
-        return self.rows.row(int(number))
+    row: int
+    source: str
+    epoch: int
+    piece: Piece  # its document is a number in the shards
 
 
 class Batches:
-    """The batches of a run, by number or in order from any number on."""
+    """The batches of a run, by number or in order from any number on.
 
-    def __init__(self, shards: TokenShards, config: BatchConfig, seed: int):
-        self.rows = Rows(shards, config.row_length, seed)
-        self.dataset = grain.MapDataset.source(_RowSource(self.rows)).batch(config.rows, batch_fn=_stack)
-        self.batches_per_epoch = self.rows.rows_per_epoch / config.rows
+    With `take`, a host reads only rows it needs of each global batch; the others cost nothing.
+    """
+
+    def __init__(self, plan: Plan, take: Take | None = None):
+        self.plan, self.take = plan, take
+        self.dataset = grain.MapDataset.source(self)
+
+    def __len__(self) -> int:
+        return self.plan.steps
+
+    def __getitem__(self, k: int) -> Batch:
+        return self.batch(int(k))
 
     def batch(self, k: int) -> Batch:
-        """Batch number k."""
-        return self.dataset[k]
+        """Batch number k: the one that step k, counted from 0, trains on."""
+        segment = self.plan.segment(k)
+        length, rows = segment.stage.row_length, np.arange(segment.stage.rows)
+        if self.take is not None:
+            rows = self.take(segment.stage.rows)
+        batch = Batch(*(np.empty((len(rows), length), field.dtype) for field in empty_row(1)))
+        for place, row in enumerate(rows.tolist()):
+            source, number = segment.locate(k, row)
+            for field_BT, field_T in zip(batch, segment.streams[source].row(number)):
+                field_BT[place] = field_T
+        return batch
+
+    def documents(self, k: int) -> list[RowDocument]:
+        """Which tokens of which documents the rows of batch k are, without reading them."""
+        segment, found = self.plan.segment(k), []
+        names = list(segment.mixture.weights)
+        for row in range(segment.stage.rows):
+            source, number = segment.locate(k, row)
+            stream = segment.streams[source]
+            epoch = stream.locate(number).epoch
+            found += [RowDocument(row, names[source], epoch, piece) for piece in stream.pieces(number)]
+        return found
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches start .. stop-1 in order, read ahead by threads."""
         options = grain.ReadOptions(num_threads=READER_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
         return iter(self.dataset[start:stop].to_iter_dataset(options))
-
-
-def _stack(rows: list[Row]) -> Batch:
-    return Batch(*(np.stack(field) for field in zip(*rows)))

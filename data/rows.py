@@ -1,86 +1,184 @@
-"""Rows of any length over token shards: concatenated and split, with segments and positions, by random access.
+"""The rows of one source, of any length, by random access over token shards.
 
 The unit of order is a window of about a thousand documents. An epoch permutes the windows; a window permutes its
-documents, lays them end to end, cuts rows and permutes those. Every choice is a function of (seed, epoch, window),
-so row n needs nothing of what came before it.
+documents, plans rows from them (`data/packing.py`) and permutes those. Every choice is a function of (seed, epoch,
+window), so row n needs nothing of what came before it.
+
+A source may grow while it is read: what is left of the epoch and the new windows are permuted together, and later
+epochs permute all.
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
-from core.errors import UserError
+from data.config import Packing
 from data.order import Permutation, derive_seed
+from data.packing import BestFit, Piece, Row, Split, arrange, count_rows
 from data.shards import TokenShards
 
 WINDOW_DOCUMENTS = 1024
-WINDOW_TOKENS = 1 << 24  # long documents make a window of fewer, to bound memory
-CACHED_WINDOWS = 4  # reader threads work in one or two at a time
+WINDOW_TOKENS = 1 << 22  # long documents make a window of fewer, to bound memory
+CACHED_WINDOWS = 3  # of each source; reader threads work in one or two at a time
 
 
-class Row(NamedTuple):
-    """`T` tokens, the token after each, and what may see what. Padding has segment 0 and weight 0."""
+class Growth(NamedTuple):
+    """New documents joined a source at the `place`-th window of an epoch."""
 
-    tokens_T: np.ndarray  # int32
-    targets_T: np.ndarray  # int32
-    segment_ids_T: np.ndarray  # int32, 1 for the first document of the row
-    positions_T: np.ndarray  # int32, from 0 in each segment
-    weights_T: np.ndarray  # float32, 1 where the target belongs to the same document
+    epoch: int
+    place: int
 
 
-class Window(NamedTuple):
-    """The documents of a window laid end to end in the order of one epoch."""
+class Place(NamedTuple):
+    """Where a row lies."""
 
-    tokens: np.ndarray
-    starts: np.ndarray  # of each document in `tokens`, and the end
-    documents: np.ndarray  # their numbers in the shards
+    epoch: int
+    place: int  # of the window in the epoch's order
+    window: int
+    row: int  # of the window's plan
+
+
+class Source:
+    """Documents of one name, by the generation in which they came, and the windows they make."""
+
+    def __init__(self, shards: TokenShards, generations: list[np.ndarray], seed: int):
+        """`generations` are numbers of documents in the shards."""
+        self.shards, self.seed = shards, seed
+        self.documents = np.concatenate(generations)
+        self.lengths = shards.lengths[self.documents]
+        bounds, self.windows = [np.zeros(1, np.int64)], []
+        for documents in generations:
+            own = window_bounds(shards.lengths[documents]) if len(documents) else np.zeros(1, np.int64)
+            bounds.append(own[1:] + bounds[-1][-1])
+            self.windows.append(sum(map(len, bounds)) - 1)
+        self.bounds = np.concatenate(bounds)  # first document of each window, and the end
+
+    def order(self, epoch: int, growths: tuple[Growth, ...]) -> np.ndarray:
+        """The windows of an epoch in their order; of the epoch in which the source grew, those from then on."""
+        count = self.windows[len(growths)]
+        if not growths or epoch > growths[-1].epoch:
+            seed = derive_seed(self.seed, "windows", epoch)
+            return Permutation(count, seed)(np.arange(count))
+        grown = growths[-1]
+        assert epoch == grown.epoch, "an epoch before the source grew has another order"
+        left = self.order(epoch, growths[:-1])[grown.place :]
+        joined = np.concatenate([left, np.arange(self.windows[len(growths) - 1], count)])
+        seed = derive_seed(self.seed, "windows", epoch, "grown", len(growths))
+        return joined[Permutation(len(joined), seed)(np.arange(len(joined)))]
+
+    def shuffled(self, epoch: int, window: int) -> np.ndarray:
+        """Documents of a window in the order of an epoch, as places in `self.documents`."""
+        first, last = self.bounds[window : window + 2]
+        order = Permutation(int(last - first), derive_seed(self.seed, "documents", epoch, window))
+        return first + order(np.arange(last - first))
 
 
 class Rows:
-    """`row(n)` for every n >= 0, a pure function of the shards, the row length, the seed and n."""
+    """`row(n)` for every n >= 0, a pure function of the source, its growths, the row length, the packing and n.
 
-    def __init__(self, shards: TokenShards, row_length: int, seed: int):
-        self.shards, self.row_length, self.seed = shards, row_length, seed
-        self.bounds = window_bounds(shards.lengths)
-        tokens = np.add.reduceat(shards.lengths, self.bounds[:-1])
-        # The last token of a window predicts nothing; the last row of a window is padded.
-        self.rows_of_window = np.maximum(-(-(tokens - 1) // row_length), 0)
+    Row 0 is the first after the last growth.
+    """
+
+    def __init__(self, source: Source, row_length: int, packing: Packing = "split", growths: tuple[Growth, ...] = ()):
+        self.source, self.row_length, self.packing, self.growths = source, row_length, packing, growths
+        windows = source.windows[len(growths)]
+        bounds = source.bounds[: windows + 1]
+        self.rows_of_window = count_rows(packing, source.lengths, bounds, row_length)
         self.rows_per_epoch = int(self.rows_of_window.sum())
-        if self.rows_per_epoch == 0:
-            raise UserError("the corpus holds no two tokens in a row; give more text")
+        self.first_epoch = growths[-1].epoch if growths else 0
         self._epoch = functools.lru_cache(maxsize=2)(self._load_epoch)
-        self._window = functools.lru_cache(maxsize=CACHED_WINDOWS)(self._load_window)
+        self.rows_of_first = int(self._epoch(self.first_epoch)[1][-1])
+        self._order = functools.lru_cache(maxsize=CACHED_WINDOWS)(self._load_order)
+        self._plan = functools.lru_cache(maxsize=CACHED_WINDOWS)(self._load_plan)
+        self._tokens = functools.lru_cache(maxsize=CACHED_WINDOWS)(self._load_tokens)
+        self._lock = threading.Lock()  # threads that need the same window wait for the one that reads it
 
-    def locate(self, number: int) -> tuple[int, int, int]:
-        """Epoch, window and row in the window (before its shuffle) of row `number`."""
-        epoch, row = divmod(number, self.rows_per_epoch)
+    def locate(self, number: int) -> Place:
+        """Where row `number` lies."""
+        epoch, row = self._split(number)
         order, ends = self._epoch(epoch)
         place = int(np.searchsorted(ends, row, side="right"))
         window = int(order[place])
         in_window = row - int(ends[place] - self.rows_of_window[window])
-        shuffle = Permutation(int(self.rows_of_window[window]), derive_seed(self.seed, "rows", epoch, window))
-        return epoch, window, int(shuffle(in_window))
+        return Place(epoch, place, window, int(self._order(epoch, window)[in_window]))
+
+    def find(self, epoch: int, window: int, row: int) -> int | None:
+        """The number of a window's row in an epoch: the inverse of `locate`. None where it came before row 0."""
+        order, _ = self._epoch(epoch)
+        places = np.flatnonzero(order == window)
+        if not len(places):
+            return None
+        return self.number(epoch, int(places[0])) + int(self._shuffle(epoch, window).inverse(row))
+
+    def number(self, epoch: int, place: int) -> int:
+        """The number of the first row of a window, by its place in an epoch."""
+        before = int(self._epoch(epoch)[1][place - 1]) if place else 0
+        if epoch == self.first_epoch:
+            return before
+        return self.rows_of_first + (epoch - self.first_epoch - 1) * self.rows_per_epoch + before
+
+    def next_window(self, number: int) -> Growth:
+        """Epoch and place of the first window of which no row comes before row `number`."""
+        epoch, row = self._split(number)
+        order, ends = self._epoch(epoch)
+        place = int(np.searchsorted(ends - self.rows_of_window[order], row, side="left"))
+        return Growth(epoch, place) if place < len(ends) else Growth(epoch + 1, 0)
 
     def row(self, number: int) -> Row:
         """Row `number` of the endless sequence of epochs."""
-        epoch, window_number, in_window = self.locate(number)
-        window = self._window(epoch, window_number)
-        begin = in_window * self.row_length
-        return cut(window.tokens[begin : begin + self.row_length + 1], window.starts, begin, self.row_length)
+        where = self.locate(number)
+        with self._lock:
+            tokens = self._tokens(where.epoch, where.window)
+            plan = self._plan(where.epoch, where.window)[0]
+        return plan.row(tokens, where.row)
+
+    def pieces(self, number: int) -> list[Piece]:
+        """What row `number` is made of; documents are numbers in the shards."""
+        where = self.locate(number)
+        plan, documents = self._plan(where.epoch, where.window)
+        return [piece._replace(document=int(documents[piece.document])) for piece in plan.pieces(where.row)]
+
+    def rows_with(self, document: int, epoch: int) -> list[int]:
+        """Numbers of the rows of an epoch that hold tokens of a document, given as its number in the shards."""
+        place = int(np.flatnonzero(self.source.documents == document)[0])
+        window = int(np.searchsorted(self.source.bounds, place, side="right")) - 1
+        if window >= len(self.rows_of_window):
+            return []
+        plan, documents = self._plan(epoch, window)
+        (inside,) = np.flatnonzero(documents == document)
+        found = [self.find(epoch, window, row) for row in plan.rows_with(int(inside))]
+        return sorted(number for number in found if number is not None)
+
+    def _split(self, number: int) -> tuple[int, int]:
+        """The epoch of a row and its number in that epoch."""
+        if number < self.rows_of_first:
+            return self.first_epoch, number
+        epochs, row = divmod(number - self.rows_of_first, self.rows_per_epoch)
+        return self.first_epoch + 1 + epochs, row
+
+    def _shuffle(self, epoch: int, window: int) -> Permutation:
+        return Permutation(int(self.rows_of_window[window]), derive_seed(self.source.seed, "rows", epoch, window))
 
     def _load_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of windows in an epoch, and the number of rows up to the end of each."""
-        count = len(self.rows_of_window)
-        order = Permutation(count, derive_seed(self.seed, "windows", epoch))(np.arange(count))
+        order = self.source.order(epoch, self.growths)
         return order, np.cumsum(self.rows_of_window[order])
 
-    def _load_window(self, epoch: int, window: int) -> Window:
-        first, last = self.bounds[window : window + 2]
-        order = Permutation(int(last - first), derive_seed(self.seed, "documents", epoch, window))
-        documents = first + order(np.arange(last - first))
-        starts = np.cumsum([0, *self.shards.lengths[documents]])
-        return Window(np.concatenate(self.shards.read(documents)), starts, documents)
+    def _load_order(self, epoch: int, window: int) -> np.ndarray:
+        """The rows of a window in their order: 200 at once take as long as three, one by one."""
+        return self._shuffle(epoch, window)(np.arange(self.rows_of_window[window]))
+
+    def _load_plan(self, epoch: int, window: int) -> tuple[Split | BestFit, np.ndarray]:
+        """The rows of a window, and its documents in the order of the epoch."""
+        places = self.source.shuffled(epoch, window)
+        plan = arrange(self.packing, self.source.lengths[places], self.row_length)
+        return plan, self.source.documents[places]
+
+    def _load_tokens(self, epoch: int, window: int) -> np.ndarray:
+        """The documents of a window end to end."""
+        return np.concatenate(self.source.shards.read(self._plan(epoch, window)[1]))
 
 
 def window_bounds(lengths: np.ndarray) -> np.ndarray:
@@ -93,20 +191,3 @@ def window_bounds(lengths: np.ndarray) -> np.ndarray:
         full = int(np.searchsorted(ends, before + WINDOW_TOKENS, side="left")) + 1
         bounds.append(min(max(full, first + 1), first + WINDOW_DOCUMENTS, len(lengths)))
     return np.array(bounds)
-
-
-def cut(tokens: np.ndarray, starts: np.ndarray, begin: int, row_length: int) -> Row:
-    """A row from `row_length + 1` tokens (fewer at the end of a window) of a stream with documents at `starts`."""
-    count = len(tokens)
-    stream = np.arange(begin, begin + count)
-    document = np.searchsorted(starts, stream, side="right")
-    segments = document - document[0] + 1
-    first = np.maximum(starts[document - 1], begin)
-    row = Row(*(np.zeros(row_length, dtype) for dtype in (np.int32, np.int32, np.int32, np.int32, np.float32)))
-    size = count - 1
-    row.tokens_T[:size] = tokens[:-1]
-    row.targets_T[:size] = tokens[1:]
-    row.segment_ids_T[:size] = segments[:-1]
-    row.positions_T[:size] = (stream - first)[:-1]
-    row.weights_T[:size] = segments[1:] == segments[:-1]
-    return row

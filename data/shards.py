@@ -1,18 +1,20 @@
 """Token shards: one ArrayRecord record a document, and beside each shard an index of its documents.
 
     train-00000.array_record     ids of a document, little-endian uint16 or uint32
-    train-00000.index.parquet    id, source, tokens and bytes of each document, in the same order
+    train-00000.index.parquet    id, source, tokens, bytes and checksum of each document, in the same order
 
 Tokens are stored once, per document; rows of any length are views of them (`data/rows.py`).
 """
 
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
@@ -40,16 +42,18 @@ class TokenDocument:
 
 def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype) -> dict:
     """Writes a shard and its index; returns what the manifest records of them."""
-    index: dict[str, list] = {"id": [], "source": [], "tokens": [], "bytes": []}
+    index: dict[str, list] = {"id": [], "source": [], "tokens": [], "bytes": [], "crc32": []}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     writer = array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
     for document in documents:
-        writer.write(np.asarray(document.ids, dtype).tobytes())
+        record = np.asarray(document.ids, dtype).tobytes()
+        writer.write(record)
         index["id"].append(document.id)
         index["source"].append(document.source)
         index["tokens"].append(len(document.ids))
         index["bytes"].append(document.bytes)
+        index["crc32"].append(zlib.crc32(record))
     writer.close()
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -60,6 +64,7 @@ def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype)
         "name": path.name,
         "size": path.stat().st_size,
         "hash": hash_file(path),
+        "index_hash": hash_file(index_path(path)),
         "documents": len(index["id"]),
         "tokens": sum(index["tokens"]),
         "bytes": sum(index["bytes"]),
@@ -72,17 +77,28 @@ def index_path(path: Path) -> Path:
 
 
 class TokenShards:
-    """Random access to the documents of a split, numbered through all its shards."""
+    """Random access to the documents of a split, numbered through all its shards.
+
+    Generations of documents follow one another: what was added later comes in shards of its own, behind the others.
+    """
 
     def __init__(self, folder: Path, shards: list[dict], dtype: str):
         """Opens the shards a manifest lists; raises UserError where a file disagrees with it."""
         self.dtype = np.dtype(dtype)
-        self.readers, lengths, self.document_ids, document_bytes = [], [], [], []
+        self.readers: list[array_record_module.ArrayRecordReader] = []
+        self.paths: list[Path] = []
+        indexes, self.hashes = [], []
+        generation_ends: dict[int, int] = {}
         for shard in shards:
+            generation = shard.get("generation", 0)
+            generation_ends.setdefault(generation, generation_ends.get(generation - 1, 0))
+            if generation == len(self.hashes):
+                self.hashes.append([])
+            self.hashes[generation].append(shard["hash"])
             if not shard["documents"]:
                 continue
             path = folder / shard["name"]
-            index = _open_index(path)
+            index = _open_index(path, shard)
             reader = _open_reader(path, shard)
             if reader.num_records() != shard["documents"] or len(index) != shard["documents"]:
                 raise UserError(
@@ -90,32 +106,66 @@ class TokenShards:
                     f"{shard['documents']}; tokenize again"
                 )
             self.readers.append(reader)
-            lengths.append(index["tokens"].to_numpy())
-            document_bytes.append(index["bytes"].to_numpy())
-            self.document_ids += index["id"].to_pylist()
+            self.paths.append(path)
+            indexes.append(index)
+            generation_ends[generation] += shard["documents"]
         if not self.readers:
             raise UserError(f"{folder} holds no documents; give more text")
-        self.lengths = np.concatenate(lengths).astype(np.int64)
-        self.bytes = np.concatenate(document_bytes).astype(np.int64)
-        self.starts = np.cumsum([0, *(len(part) for part in lengths)])
+        self.starts = np.cumsum([0, *map(len, indexes)])
+        self.generation_starts = np.array([0, *generation_ends.values()])
+        index = pa.concat_tables(indexes)
+        self.document_ids = index["id"]  # Arrow's, since a Python string takes 70 bytes more
+        self.lengths = index["tokens"].to_numpy().astype(np.int64)
+        self.bytes = index["bytes"].to_numpy().astype(np.int64)
+        self.crc32 = index["crc32"].to_numpy()
+        sources = index["source"].dictionary_encode().unify_dictionaries().combine_chunks()
+        self.source_names: list[str] = sources.dictionary.to_pylist()
+        self.source_of = sources.indices.to_numpy()
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def document_id(self, document: int) -> str:
+        """The id of a document by its number."""
+        return self.document_ids[document].as_py()
+
+    def find(self, identifier: str) -> int | None:
+        """The number of a document by its id; None where it is not among these."""
+        found = pc.index(self.document_ids, identifier).as_py()
+        return found if found >= 0 else None
+
+    def source(self, document: int) -> str:
+        """The source of a document by its number."""
+        return self.source_names[self.source_of[document]]
+
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
-        """Token ids of the documents with these numbers, in the order asked."""
+        """Token ids of the documents with these numbers, in the order asked, each checked against its checksum."""
         shard_of = np.searchsorted(self.starts, documents, side="right") - 1
         found: list[np.ndarray | None] = [None] * len(documents)
-        for shard in np.unique(shard_of):
+        for shard in np.unique(shard_of).tolist():
             places = np.flatnonzero(shard_of == shard)
-            records = self.readers[shard].read((documents[places] - self.starts[shard]).tolist())
-            for place, record in zip(places, records):
+            records = self._read(shard, (documents[places] - self.starts[shard]).tolist())
+            expected = self.crc32[documents[places]].tolist()
+            for place, record, crc32 in zip(places.tolist(), records, expected):
+                if zlib.crc32(record) != crc32:
+                    name = self.document_id(int(documents[place]))
+                    raise UserError(f"{self.paths[shard]}: document {name} is damaged; tokenize again")
                 found[place] = np.frombuffer(record, self.dtype)
         return found
 
+    def _read(self, shard: int, records: list[int]) -> list[bytes]:
+        try:
+            return self.readers[shard].read(records)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"{self.paths[shard]} is damaged ({reason}); tokenize again") from error
 
-def _open_index(path: Path) -> pa.Table:
+
+def _open_index(path: Path, shard: dict) -> pa.Table:
+    # Parquet checks no sums by default: a flipped bit could be read as another length.
     try:
+        if hash_file(index_path(path)) != shard["index_hash"]:
+            raise UserError(f"{index_path(path)} is not the file its manifest names; tokenize again")
         return pq.read_table(index_path(path))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{index_path(path)} cannot be read ({str(error).splitlines()[0]}); tokenize again") from None

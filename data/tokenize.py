@@ -2,6 +2,7 @@
 
 workdir/tokenizer/tokenizer.model
 workdir/tokens/{train,heldout}-00000.array_record and their indexes
+workdir/added-1/tokens/ ...   the same for documents that were added
 """
 
 import dataclasses
@@ -9,22 +10,36 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
 from core.files import Stage, Stale, read_json, read_stage, require_spec, write_json
 from core.progress import say, track
 from data.config import TokenizerConfig
+from data.curate.engine import added_folders
 from data.document import read_documents
 from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
 from data.tokenizer import Tokenizer, train
 from data.workers import process_map
 
-VERSION = 1
+VERSION = 2
 CURATED, TOKENIZER, TOKENS = "curated", "tokenizer", "tokens"
 
 
-def tokenize(config: TokenizerConfig, workdir: Path, *, stale: Stale = "refuse", workers: int = 0) -> dict[str, Any]:
-    """Makes `workdir/tokenizer` and `workdir/tokens`; returns the summary of the tokens."""
+def tokenize(
+    config: TokenizerConfig, workdir: Path, *, added: int = 0, stale: Stale = "refuse", workers: int = 0
+) -> dict[str, Any]:
+    """Makes `workdir/tokenizer` and `workdir/tokens`; returns the summary of the tokens.
+
+    The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
+    """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
     tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
+    summaries = [_encode(tokenizer, folder, stale, workers) for folder in [workdir, *added_folders(workdir, added)]]
+    return summaries[0]
+
+
+def _encode(tokenizer: Tokenizer, workdir: Path, stale: Stale, workers: int) -> dict[str, Any]:
+    """Every curated shard of a folder."""
+    curated = read_stage(workdir / CURATED, "curate")["summary"]
     spec = {"version": VERSION, "tokenizer": tokenizer.fingerprint, "curated": curated["hashes"]}
     stage = Stage(workdir / TOKENS, spec, stale=stale)
     if stage.finished:
@@ -53,10 +68,21 @@ def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
     require_spec(folder, read_stage(folder, "tokenize"), {"tokenizer": dataclasses.asdict(config)})
 
 
-def open_split(workdir: Path, split: str) -> TokenShards:
-    """The token shards of `train` or `heldout`."""
-    summary = read_stage(workdir / TOKENS, "tokenize")["summary"]
-    return TokenShards(workdir / TOKENS, summary[split]["shards"], summary["dtype"])
+def open_split(workdir: Path, split: str, added: int = 0) -> TokenShards:
+    """The token shards of `train` or `heldout`, with those of `added` generations behind them."""
+    shards, dtype = [], ""
+    tokenizer = open_tokenizer(workdir).fingerprint
+    for generation, folder in enumerate([workdir, *added_folders(workdir, added)]):
+        manifest = read_stage(folder / TOKENS, "tokenize")
+        if manifest["spec"]["tokenizer"] != tokenizer:
+            raise UserError(
+                f"{folder / TOKENS} was encoded by another tokenizer than {workdir / TOKENIZER}; "
+                "run `launch.py tokenize --rebuild`"
+            )
+        dtype, where = manifest["summary"]["dtype"], (folder / TOKENS).relative_to(workdir)
+        for shard in manifest["summary"][split]["shards"]:
+            shards.append({**shard, "name": str(where / shard["name"]), "generation": generation})
+    return TokenShards(workdir, shards, dtype)
 
 
 def open_tokenizer(workdir: Path) -> Tokenizer:

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.config import BatchConfig
+from data.corpus import Corpus
+from data.history import ask
+from data.pipeline import Batches
+from data.plan import Plan
+
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (
     "the model reads a row of tokens and learns to predict what follows each of them while gradients flow back "
@@ -40,3 +46,37 @@ def smoke(workdir: Path, corpus: Path, *arguments: object) -> list[str]:
         "--config.train.steps=24",
         *map(str, arguments),
     ]
+
+
+class FakeShards:
+    """Documents in memory: token t of document d is 1000 d + t."""
+
+    def __init__(self, lengths: list[int], sources: list[str] | None = None, generations: tuple[int, ...] = ()):
+        """`generations` are the numbers of documents up to the end of each but the last."""
+        self.lengths = np.array(lengths)
+        named = sources if sources is not None else ["text"] * len(lengths)
+        self.source_names = sorted(set(named))
+        self.source_of = np.array([self.source_names.index(name) for name in named])
+        self.generation_starts = np.array([0, *generations, len(lengths)])
+        self.hashes = [self.lengths[:end].tolist() for end in self.generation_starts[1:]]
+        self.reads = 0  # documents
+
+    def read(self, documents: np.ndarray) -> list[np.ndarray]:
+        """Their tokens."""
+        self.reads += len(documents)
+        return [1000 * d + np.arange(self.lengths[d]) for d in documents.tolist()]
+
+    def source(self, document: int) -> str:
+        """The source of one."""
+        return self.source_names[self.source_of[document]]
+
+
+def make_plan(shards, config: BatchConfig, seed: int = 0, steps: int = 1000) -> Plan:
+    """The plan of a run without a past."""
+    corpus = Corpus(shards, seed)
+    return Plan((ask(config, steps, corpus.generations),), corpus, seed)
+
+
+def make_batches(shards, config: BatchConfig, seed: int = 0, steps: int = 1000) -> Batches:
+    """The batches of a run without a past."""
+    return Batches(make_plan(shards, config, seed, steps))

@@ -4,20 +4,24 @@
     workdir/curated/heldout-00000.parquet     documents never trained on
     workdir/curated/dropped.jsonl             id, source, reason and size of every dropped document
 
-A partition's result is written to `parts/` as soon as it is done, so that an interrupted run continues.
+A partition's result is written to `parts/` as soon as it is done, so that an interrupted run continues. Documents of
+`data.added` go through the same recipe into folders of their own, `workdir/added-1/curated/` and so on, so that what
+was curated before stays as it is.
 """
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import heapq
+import itertools
 import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from core.errors import UserError
 from core.files import (
@@ -42,22 +46,66 @@ FOLDER = "curated"
 RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
+class Input(NamedTuple):
+    """One place that documents come from."""
+
+    name: str  # of the source; empty leaves it to the kind of input
+    module: ModuleType
+    root: Path
+
+
+class Generation(NamedTuple):
+    """Documents that come together: those of the beginning, or an entry of `data.added`."""
+
+    number: int
+    config: DataConfig
+    folder: Path
+
+
+def generations(config: DataConfig, workdir: Path) -> list[Generation]:
+    """What is curated at the beginning, and each addition as a config of its own."""
+    first = Generation(0, dataclasses.replace(config, added=()), workdir / FOLDER)
+    return [first] + [
+        Generation(number, dataclasses.replace(config, path="", sources=sources, added=()), folder / FOLDER)
+        for number, (sources, folder) in enumerate(zip(config.added, added_folders(workdir, len(config.added))), 1)
+    ]
+
+
+def added_folders(workdir: Path, count: int) -> list[Path]:
+    """Where the documents of each entry of `data.added` go."""
+    return [workdir / f"added-{number}" for number in range(1, count + 1)]
+
+
 def curate(config: DataConfig, workdir: Path, *, stale: Stale = "refuse") -> dict[str, Any]:
     """Makes `workdir/curated` and returns its summary: documents and bytes kept and dropped, by source."""
-    source, root = _source(config)
-    stage = Stage(workdir / FOLDER, {**config_spec(config), "input": source.inputs(root)}, stale=stale)
+    known: list[Path] = []
+    summaries = []
+    for generation in generations(config, workdir):
+        summaries.append(_curate(generation, known, stale))
+        known += sorted(generation.folder.glob("*.parquet"))
+    return summaries[0]
+
+
+def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str, Any]:
+    """One generation; `known` are the shards of those before, whose texts are dropped as duplicates."""
+    config, inputs = generation.config, _inputs(generation.config)
+    found = {given.name: given.module.inputs(given.root) for given in inputs}
+    spec = {**config_spec(config), "input": found if config.sources else found[""]}
+    if generation.number:
+        spec["known"] = {str(path.relative_to(path.parents[1])): hash_file(path) for path in known}
+    stage = Stage(generation.folder, spec, stale=stale)
     if stage.finished:
         say(f"curate: {stage.folder} is up to date")
         return stage.summary
 
     _allow_many_open_files()
-    runs = _run_partitions(config, source, root, stage.folder / "parts")
+    runs = _run_partitions(generation, inputs, stage.folder / "parts")
     dropped = stage.folder / "dropped.jsonl"
     with atomic_write(dropped, "w") as file:
         tally = Tally(file)
         for mark in sorted((stage.folder / "parts").glob("*.json")):
             tally.add_part(read_json(mark))
-        shards = _write_splits(runs, config, stage.folder, tally)
+        shards = _write_splits(runs, known, generation, stage.folder, tally)
     summary = {**tally.summary(), "hashes": {path.name: hash_file(path) for path in shards}}
     stage.finish([*shards, dropped], summary)
     shutil.rmtree(stage.folder / "parts")
@@ -71,13 +119,15 @@ def curate(config: DataConfig, workdir: Path, *, stale: Stale = "refuse") -> dic
 def config_spec(config: DataConfig) -> dict[str, Any]:
     """What of the config and the code decides the curated documents; the input does too."""
     decides = {"path": config.path, "heldout_fraction": config.heldout_fraction, "shards": config.shards}
+    if config.sources:
+        decides["sources"] = config.sources
     return {"version": VERSION, "data": {**decides, "recipe": recipe_spec(config.recipe)}}
 
 
 def require_curated(config: DataConfig, workdir: Path) -> None:
     """Refuses curated documents of another config. The raw input need not be at hand any more."""
-    folder = workdir / FOLDER
-    require_spec(folder, read_stage(folder, "curate"), config_spec(config))
+    for generation in generations(config, workdir):
+        require_spec(generation.folder, read_stage(generation.folder, "curate"), config_spec(generation.config))
 
 
 class Tally:
@@ -116,10 +166,11 @@ class Tally:
         }
 
 
-def _source(config: DataConfig) -> tuple[ModuleType, Path]:
-    if not config.path:
-        return python_installation, Path()
-    return folder, Path(config.path).expanduser()
+def _inputs(config: DataConfig) -> list[Input]:
+    return [
+        Input(name, folder if path else python_installation, Path(path).expanduser() if path else Path())
+        for name, path in (config.sources or {"": config.path}).items()
+    ]
 
 
 def _allow_many_open_files() -> None:
@@ -129,19 +180,23 @@ def _allow_many_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _run_partitions(config: DataConfig, source: ModuleType, root: Path, where: Path) -> list[Path]:
+def _run_partitions(generation: Generation, inputs: list[Input], where: Path) -> list[Path]:
     """Applies the per-document steps to every partition not done yet; returns all sorted runs of documents."""
-    name = source.__name__.rpartition(".")[2]
-    partitions = source.partitions(root)
+    config, prefix = generation.config, f"added-{generation.number}/" if generation.number else ""
+    partitions = [(given, partition) for given in inputs for partition in given.module.partitions(given.root)]
     marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
     todo = [
-        (name, root, partition, config.recipe, mark)
-        for partition, mark in zip(partitions, marks)
+        (_kind(given), given.root, partition, given.name, prefix, config.recipe, mark)
+        for (given, partition), mark in zip(partitions, marks)
         if not _part_is_done(mark)
     ]
     for _ in track(process_map(_run_partition, todo, config.workers), "curate", len(todo)):
         pass
     return [where / name for mark in marks for name in read_json(mark)["runs"]]
+
+
+def _kind(given: Input) -> str:
+    return given.module.__name__.rpartition(".")[2]
 
 
 def _part_is_done(mark: Path) -> bool:
@@ -156,8 +211,8 @@ def _run_partition(task: tuple) -> None:
 
     The .json is written last: it is the mark of done, and holds what was dropped.
     """
-    source_name, root, partition, recipe, mark = task
-    source = {"folder": folder, "python_installation": python_installation}[source_name]
+    kind, root, partition, name, prefix, recipe, mark = task
+    source = {"folder": folder, "python_installation": python_installation}[kind]
     steps = [step for step in build_recipe(recipe) if not isinstance(step, ExactDuplicates)]
     dropped: list[dict[str, Any]] = []
     runs: dict[str, int] = {}
@@ -173,6 +228,8 @@ def _run_partition(task: tuple) -> None:
         kept.clear()
 
     for item in source.read(root, partition):
+        if name:
+            item = dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name)
         if isinstance(item, Dropped):
             dropped.append(vars(item))
         elif reason := next((reason for step in steps if (reason := step(item.text))), None):
@@ -196,16 +253,20 @@ def _dropped(document: Document, reason: str) -> Dropped:
     return Dropped(document.id, document.source, reason, len(document.text.encode()))
 
 
-def _kept(runs: list[Path], config: DataConfig, drop: Callable[[Dropped], None]) -> Iterator[Document]:
+def _kept(
+    runs: list[Path], known: list[Path], config: DataConfig, drop: Callable[[Dropped], None]
+) -> Iterator[Document]:
     """All documents in hash order of their id, a row group of each run in memory.
 
-    Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document).
+    Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document), also of those
+    in the `known` shards.
     """
     deduplicate = any(isinstance(step, ExactDuplicates) for step in build_recipe(config.recipe))
-    texts: set[bytes] = set()
+    before = itertools.chain.from_iterable(map(read_documents, known if deduplicate else ()))
+    texts = {_digest(document) for document in before}
     last_id = None
     for document in heapq.merge(*map(read_documents, runs), key=_order):
-        digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+        digest = _digest(document)
         if document.id == last_id:
             drop(_dropped(document, "duplicate_id"))
         elif deduplicate and digest in texts:
@@ -216,30 +277,40 @@ def _kept(runs: list[Path], config: DataConfig, drop: Callable[[Dropped], None])
             yield document
 
 
-def _write_splits(runs: list[Path], config: DataConfig, where: Path, tally: Tally) -> list[Path]:
+def _digest(document: Document) -> bytes:
+    return hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+
+
+def _write_splits(
+    runs: list[Path], known: list[Path], generation: Generation, where: Path, tally: Tally
+) -> list[Path]:
     """Held out by hash of id, the rest into shards by ranges of the order hash. Returns the paths."""
+    config = generation.config
     heldout = where / "heldout-00000.parquet"
     shards = [where / f"train-{index:05d}.parquet" for index in range(config.shards)]
-    bound = _heldout_bound(runs, config)
+    bound = _heldout_bound(runs, generation)
     with contextlib.ExitStack() as stack:
         writers = {path: stack.enter_context(DocumentWriter(path)) for path in [heldout, *shards]}
-        for document in _kept(runs, config, tally.drop):
+        for document in _kept(runs, known, config, tally.drop):
             if id_hash(document.id, "heldout") < bound:
                 split, path = "heldout", heldout
             else:
                 split, path = "train", shards[id_hash(document.id, "order") * config.shards >> 64]
             writers[path].add(document)
             tally.keep(document, split)
-        if not all(counter["documents"] for counter in tally.splits.values()):
+        needed = ("train",) if generation.number else ("train", "heldout")
+        if not all(tally.splits[split]["documents"] for split in needed):
             raise UserError(_nothing_left(config, tally))
     return [heldout, *shards]
 
 
-def _heldout_bound(runs: list[Path], config: DataConfig) -> int:
-    """Documents whose hash lies below are held out: the fraction asked, and never none."""
-    bound = round(config.heldout_fraction * 2**64)
+def _heldout_bound(runs: list[Path], generation: Generation) -> int:
+    """Documents whose hash lies below are held out: the fraction asked, and of the first generation never none."""
+    bound = round(generation.config.heldout_fraction * 2**64)
+    if generation.number:
+        return bound
     least = 2**64
-    for document in _kept(runs, config, lambda _: None):
+    for document in _kept(runs, [], generation.config, lambda _: None):
         least = min(least, id_hash(document.id, "heldout"))
         if least < bound:  # almost always among the first few
             return bound
@@ -247,7 +318,7 @@ def _heldout_bound(runs: list[Path], config: DataConfig) -> int:
 
 
 def _nothing_left(config: DataConfig, tally: Tally) -> str:
-    place = config.path or "the Python installation"
+    place = ", ".join(config.sources.values()) or config.path or "the Python installation"
     summary = tally.summary()
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary["dropped"].items())
     return (
