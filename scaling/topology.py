@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 from core.errors import UserError
 from data.pipeline import Batch
-from train.loop import Run, make_program
+from train.run import Run, make_program
 from train.sharding import make_mesh
 
 # libtpu asks a metadata server who it is, unless told.
@@ -47,7 +47,8 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
 def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:
     """The true train step of a run, compiled by XLA:TPU for every chip of a topology, from shapes alone."""
     program = make_program(run, make_mesh(topology_devices(topology, num_slices)))
-    shape = (run.batch.rows, run.batch.row_length)
+    stage = run.batch.plan(run.train.steps)[-1]
+    shape = (stage.rows, stage.row_length)
     dtypes = Batch(*4 * [jnp.int32], jnp.float32)
     batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct(shape, dtype), dtypes)
     return program.step.lower(program.abstract, batch).compile()

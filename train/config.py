@@ -9,15 +9,17 @@ from core.config import require
 class TrainConfig:
     """How long to train and what to write down: `config.train`."""
 
-    steps: int = 1000
+    steps: int = 0  # 0 where config.batch.stages say how long
     log_every: int = 10  # steps
     eval_every: int = 0  # steps; 0 leaves held-out bits per byte to the eval stage
     checkpoint_every: int = 200  # steps; the last step is always saved
     keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # steps; checkpoints of multiples of it are kept for good; 0 keeps none but the newest
 
     def __post_init__(self):
-        require(self.steps > 0, f"steps={self.steps} must be positive")
+        require(self.steps >= 0, f"steps={self.steps} must be 0 or more")
         require(self.log_every > 0, f"log_every={self.log_every} must be positive")
         require(self.eval_every >= 0, f"eval_every={self.eval_every} must be 0 or more")
         require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every} must be positive")
         require(self.keep_checkpoints > 0, f"keep_checkpoints={self.keep_checkpoints} must be positive")
+        require(self.keep_every >= 0, f"keep_every={self.keep_every} must be 0 or more")

@@ -10,7 +10,7 @@ from data.tokenize import open_tokenizer
 from data.tokenizer import BOS, EOS
 from data.tokenizer_hf import write_tokenizer
 from model.hf import write_model
-from train.loop import Run, load_params, run_spec
+from train.run import Run, load_params, run_spec
 
 VERSION = 1
 FOLDER = "export"
@@ -30,7 +30,7 @@ def export(run: Run, workdir: Path) -> Path:
     if stage.finished:
         say(f"export: {stage.folder} is up to date")
         return stage.folder
-    length = run.batch.row_length
+    length = run.row_length
     write_model(stage.folder, run.model, jax.device_get(params), max_positions=length, bos=BOS, eos=EOS)
     write_tokenizer(stage.folder, tokenizer, length)
     files = sorted(path for path in stage.folder.iterdir() if path.name != "manifest.json")

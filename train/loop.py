@@ -1,46 +1,37 @@
 """The loop: sets up, then reads aloud."""
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, read_json, read_stage, require_spec
+from core.files import MANIFEST, Stage, Stale, read_json, set_aside, write_json
 from core.progress import count, say
-from data.config import BatchConfig
+from data import history as data_history
+from data.corpus import Corpus
 from data.pipeline import Batches
-from data.tokenize import TOKENS, open_split
-from model.config import ModelConfig
-from objectives import next_token
-from optim.build import build
-from optim.config import OptimConfig
-from train import sharding, state
+from data.plan import Plan
+from data.tokenize import open_split
+from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.goodput import Goodput
 from train.metrics import Journal
-from train.step import Step, compile_step, make_step
-from train.stop import StopSignals
-
-VERSION = 1
-FOLDER = "train"
+from train.run import CHECKPOINTS, FOLDER, HISTORY, Run, make_program, read_history, run_spec
+from train.step import Step
+from train.stop import Stop
 
 Evaluate = Callable[[Any], dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What training needs, each part from its own subtree of the config."""
+class Amendment(NamedTuple):
+    """How a command wants the history of a run to go on, beside what its config says."""
 
-    model: ModelConfig
-    batch: BatchConfig
-    optim: OptimConfig
-    train: TrainConfig
-    seed: int
+    amend: bool = False  # what the config says now holds from the next step on
+    skip: tuple[int, int] | None = None  # the data planned for these steps, the last included, is left out
 
 
 class Setup(NamedTuple):
@@ -50,113 +41,152 @@ class Setup(NamedTuple):
     state: state.TrainState
     start: int  # updates already done
     batches: Batches
-    checkpoints: Checkpoints
+    batch_sharding: jax.sharding.NamedSharding
 
 
 def train(
-    run: Run, workdir: Path, *, make_evaluate: Callable[[], Evaluate] | None = None, stale: Stale = "refuse"
+    run: Run,
+    workdir: Path,
+    *,
+    make_evaluate: Callable[[], Evaluate] | None = None,
+    stale: Stale = "refuse",
+    amendment: Amendment = Amendment(),  # noqa: B008 (immutable)
 ) -> None:
-    """Trains to `run.train.steps` from the newest checkpoint, or from the beginning.
+    """Trains to the end of the last stage from the newest good checkpoint, or from the beginning.
 
     What `make_evaluate()` gives is called with the parameters every `eval_every` steps, and its numbers join the
     metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
     """
-    stage = Stage(workdir / FOLDER, run_spec(run, workdir), stale=stale)
-    if stage.finished:
-        say(f"train: {stage.folder} is up to date")
+    goodput = Goodput()
+    amendment = _without_done(amendment, workdir / FOLDER / HISTORY)
+    folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    stage = _open_stage(run, workdir, corpus, stale)
+    hosts.barrier("the stage is open")
+    if is_finished(run, folder, corpus, amendment):
+        say(f"train: {folder} is up to date")
         return
-    config, steps = run.train, run.train.steps
-    step, current, start, batches, checkpoints = set_up(run, workdir)
-    journal = Journal(stage.folder, start, steps, run.batch.rows * run.batch.row_length)
+    hosts.barrier("all know whether the run is finished")
+    if stage is not None:
+        stage.reopen()
+    keep = {"keep_last": run.train.keep_checkpoints, "keep_every": run.train.keep_every}
+    checkpoints = Checkpoints(folder / CHECKPOINTS, **keep)
+    step, current, start, batches, batch_sharding = set_up(run, folder, corpus, checkpoints, amendment)
+    plan, config = batches.plan, run.train
+    record = {"history": data_history.to_json(plan.history)}
+    journal = Journal(folder, start, plan, goodput)
     evaluate = make_evaluate() if make_evaluate is not None and config.eval_every else None
     done, unread = start, None  # metrics of a step are read when the next one is already running
 
-    with StopSignals() as stop, contextlib.closing(journal), contextlib.closing(checkpoints):
-        for batch in batches.iterate(start, steps):
+    with Stop() as stop, contextlib.closing(journal), contextlib.closing(checkpoints):
+        for batch in _timed(batches.iterate(start, plan.steps), goodput):
+            if jax.process_count() > 1:
+                batch = sharding.to_global(batch, batch_sharding, plan.segment(done).stage.rows)
             current, metrics = step(current, batch)
+            goodput.switch("step")
             done += 1
             if unread is not None:
                 journal.log(*unread)
-            stopping = stop.received is not None
+            stopping = stop.asked(done)
             evaluates = evaluate is not None and done % config.eval_every == 0
-            saves = done % config.checkpoint_every == 0 or done == steps or stopping
-            logs = done % config.log_every == 0 or done in (1, steps) or stopping
+            saves = done % config.checkpoint_every == 0 or done == plan.steps or stopping
+            logs = done % config.log_every == 0 or done in (1, plan.steps) or stopping
             unread = (done, metrics) if logs and not (saves or evaluates) else None
             if saves or evaluates:
                 # A checkpoint is saved after what is written about its step: a kill in between repeats the step.
                 journal.log(done, metrics, write=logs)
                 with journal.paused():
                     if evaluates:
-                        journal.write(done, evaluate(current.params))
+                        with goodput.on("eval"):
+                            journal.write(done, evaluate(current.params))
                     if saves:
-                        checkpoints.save(current, done)
+                        with goodput.on("checkpoint"):
+                            checkpoints.save(current, done, record)
             if stopping:
                 break
         if unread is not None:
             journal.log(*unread)
-    stop.raise_if_received()
-    stage.finish([journal.path], {"step": done, "tokens": done * journal.tokens_per_step})
+        with goodput.on("checkpoint"):
+            checkpoints.wait()
+    stop.raise_if_asked()
+    if stage is not None:
+        files = [journal.path, folder / HISTORY]
+        stage.finish(files, {"step": done, "tokens": plan.tokens, "steps": plan.steps, **record})
 
 
-def set_up(run: Run, workdir: Path) -> Setup:
-    """Data, mesh, step and state, from the newest checkpoint where there is one."""
-    batches = Batches(open_split(workdir, "train"), run.batch, run.seed)
-    program = make_program(run, sharding.make_mesh())
-    checkpoints = Checkpoints(workdir / FOLDER / "checkpoints", run.train.keep_checkpoints)
-    start = checkpoints.latest or 0
-    current = checkpoints.restore(program.abstract, program.shardings, start) if start else program.init()
-    tokens = run.train.steps * run.batch.rows * run.batch.row_length
-    epochs = run.train.steps / batches.batches_per_epoch
-    say(
-        f"train: {count(run.model.num_parameters)} parameters, {run.train.steps:,} steps of {run.batch.rows} x "
-        f"{run.batch.row_length} tokens = {count(tokens)} ({epochs:.2f} epochs) on {jax.device_count()} "
-        f"{jax.devices()[0].platform}" + (f", from step {start:,}" if start else "")
+def _without_done(amendment: Amendment, path: Path) -> Amendment:
+    """Without a skip that the history holds already: the same command once more does not skip once more."""
+    if amendment.skip is None or not path.exists():
+        return amendment
+    first, last = amendment.skip
+    done = [(record.step, record.skip) for record in data_history.from_json(read_json(path))]
+    return amendment._replace(skip=None) if (first - 1, last - first + 1) in done else amendment
+
+
+def _timed(batches: Iterator[Any], goodput: Goodput) -> Iterator[Any]:
+    """The batches; waiting for one is data wait, the first call with one of a new shape is compiling."""
+    shapes = set()
+    goodput.switch("data")
+    for batch in batches:
+        shape = batch.tokens_BT.shape
+        goodput.switch("step" if shape in shapes else "compile")
+        shapes.add(shape)
+        yield batch
+        goodput.switch("data")
+
+
+def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage | None:
+    """The stage, held by the first process; with `set_aside` also a run whose history the config contradicts is."""
+    if jax.process_index() != 0:
+        return None
+    folder, spec = workdir / FOLDER, run_spec(run, workdir)
+    if stale == "set_aside" and (folder / HISTORY).exists():
+        last = data_history.from_json(read_json(folder / HISTORY))[-1]
+        if not last.asks_as(data_history.ask(run.batch, run.train.steps, corpus.generations)):
+            say(f"{folder} has another history than the config; set aside as {set_aside(folder)}")
+    return Stage(folder, spec, stale=stale)
+
+
+def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, amendment: Amendment) -> Setup:
+    """Data, mesh, step and state, from the newest good checkpoint where there is one."""
+    mesh = sharding.make_mesh()
+    program = make_program(run, mesh)
+    at_most = amendment.skip[0] - 1 if amendment.skip else None
+    restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)
+    current, start, record = restored or (program.init(), 0, {"history": []})
+    recorded = read_history(folder / HISTORY, data_history.from_json(record["history"]), start)
+    now = data_history.ask(run.batch, run.train.steps, corpus.generations, start)
+    history = data_history.continue_history(recorded, now, amend=amendment.amend)
+    if amendment.skip:
+        first, last = amendment.skip
+        if restored is None and checkpoints.steps:
+            raise UserError(f"no checkpoint from before step {first:,} is left to go back to")
+        history = data_history.skip(history, first - 1, last - first + 1)
+        checkpoints.set_aside_after(start)
+    hosts.barrier("all have read the history")
+    if jax.process_index() == 0:
+        write_json(folder / HISTORY, data_history.to_json(history))
+    plan = Plan(history, corpus, run.seed)
+    batch_sharding = sharding.batch_sharding(mesh)
+    tell = say if jax.process_index() == 0 else lambda _: None
+    tell(
+        f"train: {count(run.model.num_parameters)} parameters, {plan.steps:,} steps, {count(plan.tokens)} tokens on "
+        f"{jax.device_count()} {jax.devices()[0].platform}{hosts.shown()}"
+        + (f", from step {start:,}" if start else "")
     )
-    return Setup(program.step, current, start, batches, checkpoints)
+    return Setup(
+        program.step,
+        current,
+        start,
+        Batches(plan, functools.partial(sharding.host_rows, batch_sharding)),
+        batch_sharding,
+    )
 
 
-class Program(NamedTuple):
-    """What a run computes, independent of its data: a mesh of devices that exist, or of a topology that does not."""
-
-    step: Step
-    init: Callable[[], state.TrainState]
-    abstract: state.TrainState
-    shardings: state.TrainState
-
-
-def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
-    """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
-    if run.batch.rows % mesh.size:
-        raise UserError(f"config batch.rows={run.batch.rows} is not a multiple of the {mesh.size} devices")
-    optimizer, schedule = build(run.optim, run.train.steps)
-    abstract = state.abstract(run.model, optimizer)
-    shardings = sharding.state_shardings(abstract, mesh)
-    loss = functools.partial(next_token.loss, run.model)
-    step = compile_step(make_step(loss, optimizer, schedule), shardings, sharding.batch_sharding(mesh))
-    init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
-    return Program(step, init, abstract, shardings)
-
-
-def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
-    """All that decides the parameters that come out."""
-    tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
-    if run.model.vocab_size < tokens["vocab_size"]:
-        raise UserError(
-            f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}"
-        )
-    decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "batch", "optim")}
-    shards = [shard["hash"] for shard in tokens["train"]["shards"]]
-    return {"version": VERSION, **decides, "steps": run.train.steps, "seed": run.seed, "tokens": shards}
-
-
-def load_params(run: Run, workdir: Path) -> tuple[Any, int]:
-    """Parameters of the newest checkpoint, on this host's devices, and its step."""
-    folder = workdir / FOLDER
-    checkpoints = Checkpoints(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
-    if checkpoints is None or (step := checkpoints.latest) is None:
-        raise UserError(
-            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
-        )
-    require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
-    program = make_program(run, sharding.make_mesh())
-    return checkpoints.restore(program.abstract, program.shardings, step).params, step
+def is_finished(run: Run, folder: Path, corpus: Corpus, amendment: Amendment) -> bool:
+    """True when the run has been trained to its end and nothing else is asked of it."""
+    manifest = read_json(folder / MANIFEST)
+    if not manifest["complete"] or amendment.skip:
+        return False
+    recorded = data_history.from_json(manifest["summary"]["history"])
+    now = data_history.ask(run.batch, run.train.steps, corpus.generations, manifest["summary"]["step"])
+    return data_history.continue_history(recorded, now, amend=amendment.amend) == recorded

@@ -8,27 +8,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
 from core.errors import UserError
 from core.files import atomic_write
 from core.progress import Progress, count
+from data.plan import Plan
+from train.goodput import Goodput
 
 
 class Journal:
-    """Writes rows from step `start` on; rows beyond it come from work that was lost and are removed."""
+    """Writes rows from step `start` on; rows beyond it come from work that was lost and are removed.
 
-    def __init__(self, folder: Path, start: int, steps: int, tokens_per_step: int):
-        self.path = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["step"] <= start]
+    With several processes only the first writes.
+    """
+
+    def __init__(self, folder: Path, start: int, plan: Plan, goodput: Goodput):
+        self.path, self.plan, self.goodput = folder / "metrics.jsonl", plan, goodput
+        self.writes = jax.process_index() == 0
+        self.bar = Progress("train", plan.steps, start=start) if self.writes else None
+        self.seconds = 0.0  # of training, over all restarts
+        self.step, self.clock = start, time.monotonic()
+        if not self.writes:
+            return
+        found = read_metrics(self.path)
+        rows = [row for row in found if row["step"] <= start]
+        timed = [row for row in rows if "seconds_setup" in row]
+        goodput.resume(timed[-1] if timed else {}, found[-1] if len(found) > len(rows) else {})
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
         with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.file = self.path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-        self.bar = Progress("train", steps, start=start)
-        self.tokens_per_step = tokens_per_step
-        self.seconds = rows[-1]["seconds"] if rows else 0.0  # of training, over all restarts
-        self.step, self.clock = start, time.monotonic()
 
     def log(self, step: int, metrics: Mapping[str, Any], *, write: bool = True) -> None:
         """A row for the update that made the state of `step`; reading the arrays waits for it.
@@ -41,17 +53,20 @@ class Journal:
                 f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
                 "start again in another --workdir"
             )
-        if not write:
+        if not (write and self.writes):
             return
         now = time.monotonic()
         elapsed, self.clock = now - self.clock, now
-        rate = (step - self.step) * self.tokens_per_step / elapsed
+        tokens = self.plan.tokens_before(step)
+        rate = (tokens - self.plan.tokens_before(self.step)) / elapsed
         self.step, self.seconds = step, self.seconds + elapsed
-        self.write(step, {**values, "tokens": step * self.tokens_per_step, "tokens_per_second": rate})
+        self.write(step, {**values, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row()})
         self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row of numbers."""
+        if not self.writes:
+            return
         row = {"step": step, **values, "seconds": round(self.seconds, 3)}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
@@ -67,6 +82,8 @@ class Journal:
 
     def close(self) -> None:
         """Flushes, and leaves the last line of the bar."""
+        if not self.writes:
+            return
         self.file.close()
         self.events.close()
         self.bar.finish(f"{self.step:,} of {self.bar.total:,} steps")

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -44,3 +45,22 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over `fsdp`."""
     return NamedSharding(mesh, P("fsdp"))
+
+
+def host_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """Numbers of the rows of a global batch that devices of this process hold, ascending."""
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+
+
+def to_global(batch: Any, sharding: NamedSharding, rows: int) -> Any:
+    """The rows that this process holds (see `host_rows`) as its part of global arrays of `rows` rows."""
+    own = host_rows(sharding, rows)
+
+    def one(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return local[np.searchsorted(own, np.arange(rows)[index[0]])]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
+
+    return jax.tree.map(one, batch)

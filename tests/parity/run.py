@@ -116,7 +116,7 @@ def random_models(python: str) -> bool:
 def trained_model(python: str, workdir: Path, experiment: Path) -> bool:
     import launch
     from train.export import FOLDER
-    from train.loop import load_params
+    from train.run import load_params
 
     arguments = launch.parse_arguments([f"--config={experiment}", f"--workdir={workdir}"])
     run = launch.open_experiment(arguments).training

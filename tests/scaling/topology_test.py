@@ -8,7 +8,7 @@ from model.config import ModelConfig
 from optim.config import OptimConfig
 from scaling import topology
 from train.config import TrainConfig
-from train.loop import Run
+from train.run import Run
 
 MODEL = ModelConfig(
     vocab_size=512,

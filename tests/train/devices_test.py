@@ -9,7 +9,7 @@ import jax, numpy as np
 sys.path.insert(0, {tests!r})
 from step_test import RUN, make_batch
 from train.checkpoint import Checkpoints
-from train.loop import make_program
+from train.run import make_program
 from train.sharding import make_mesh
 from pathlib import Path
 
@@ -32,8 +32,8 @@ assert query.sharding.shard_shape(query.shape) == (2, 8, 2, 16), query.sharding 
 moment = state.opt_state[1].mu["embedding"]
 assert moment.sharding.shard_shape(moment.shape) == (64, 8)
 
-writer = Checkpoints(Path({folder!r}), keep=1)
-writer.save(state, 6)
+writer = Checkpoints(Path({folder!r}), keep_last=1)
+writer.save(state, 6, {{}})
 writer.close()
 program, _, _ = run(1, 1)
 restored = Checkpoints(Path({folder!r})).restore(program.abstract, program.shardings, 6)

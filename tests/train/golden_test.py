@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from data.config import BatchConfig
-from data.pipeline import Batches
 from data.shards import TokenDocument, TokenShards, write_shard
 from data.workers import available_cores
+from lab import make_batches
 from model.config import ModelConfig
 from optim.config import OptimConfig
 from train.config import TrainConfig
-from train.loop import Run, make_program
+from train.run import Run, make_program
 from train.sharding import make_mesh
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -57,7 +57,7 @@ def run_losses(folder: Path) -> list[float]:
     shards = TokenShards(folder, [write_shard(folder / "t.array_record", documents, np.dtype("<u2"))], "<u2")
     program, losses = make_program(RUN, make_mesh()), []
     state = program.init()
-    for batch in Batches(shards, RUN.batch, RUN.seed).iterate(0, STEPS):
+    for batch in make_batches(shards, RUN.batch, RUN.seed, STEPS).iterate(0, STEPS):
         state, metrics = program.step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses

@@ -1,14 +1,19 @@
 import json
+import time
+import types
 
 import pytest
 from tensorboardX.proto import event_pb2
 
 from core.errors import UserError
+from train.goodput import Goodput, read
 from train.metrics import Journal, read_metrics
+
+PLAN = types.SimpleNamespace(steps=100, tokens_before=lambda step: 10 * step)
 
 
 def journal(folder, start=0):
-    return Journal(folder, start, steps=100, tokens_per_step=10)
+    return Journal(folder, start, PLAN, Goodput())
 
 
 def test_rows_after_the_checkpoint_are_removed_on_resume(tmp_path):
@@ -59,3 +64,26 @@ def test_paused_time_is_not_training_time(tmp_path):
     assert book.clock > before
     book.close()
     assert json.dumps(read_metrics(book.path)) == "[]"
+
+
+def test_every_second_belongs_to_one_kind_and_lost_steps_are_rework(tmp_path):
+    began = time.monotonic()
+    goodput = Goodput()
+    first = Journal(tmp_path, 0, PLAN, goodput)
+    for kind, step in (("compile", 10), ("step", 20), ("data", 30)):
+        goodput.switch(kind)
+        time.sleep(0.02)
+        with goodput.on("eval"):
+            time.sleep(0.02)
+        first.log(step, {"loss": 1.0})
+    first.close()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    spent = read(rows[-1])
+    assert sum(spent.values()) == pytest.approx(time.monotonic() - began, abs=0.02)
+    assert spent["eval"] > 0.05
+    assert spent["rework"] == 0
+    resumed = Goodput()
+    Journal(tmp_path, 10, PLAN, resumed).close()
+    lost = sum(spent.values()) - sum(read(rows[0]).values())
+    assert resumed.seconds["rework"] == pytest.approx(lost, abs=0.002)
+    assert resumed.seconds["compile"] == pytest.approx(read(rows[0])["compile"])

@@ -95,8 +95,8 @@ def test_a_killed_save_leaves_no_half_checkpoint(finished, corpus, tmp_path):
     process.kill()
     process.communicate()
     saved = max(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
-    half = checkpoints / "23.orbax-checkpoint-tmp-1"
-    (half / "default").mkdir(parents=True)
+    half = checkpoints / ".23.part"
+    (half / "state").mkdir(parents=True)
     result = launch(*smoke(workdir, corpus))
     assert result.returncode == 0, result.stderr
     if saved < STEPS:  # the steps are quick; the kill may come after the last

@@ -10,7 +10,7 @@ from data.pipeline import Batch
 from model.config import ModelConfig
 from optim.config import OptimConfig
 from train.config import TrainConfig
-from train.loop import Run, make_program
+from train.run import Run, make_program
 from train.sharding import make_mesh, state_shardings
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32)

@@ -1,0 +1,143 @@
+"""One run: what it is made from, what it computes, its history, and the parameters that it has reached."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from core.errors import UserError
+from core.files import MANIFEST, read_json, read_stage, require_spec
+from data import history as data_history
+from data.config import BatchConfig
+from data.corpus import Corpus
+from data.history import History
+from data.plan import Plan
+from data.tokenize import TOKENS, open_split
+from model.config import ModelConfig
+from objectives import next_token
+from optim.build import build
+from optim.config import OptimConfig
+from train import hosts, sharding, state
+from train.checkpoint import Checkpoints
+from train.config import TrainConfig
+from train.step import Step, compile_step, make_step
+
+VERSION = 2
+FOLDER, CHECKPOINTS, HISTORY = "train", "checkpoints", "history.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training needs, each part from its own subtree of the config."""
+
+    model: ModelConfig
+    batch: BatchConfig
+    optim: OptimConfig
+    train: TrainConfig
+    seed: int
+    added: int = 0  # entries of data.added
+
+    def __post_init__(self):
+        if bool(self.batch.stages) == bool(self.train.steps):
+            either = "both say how long" if self.train.steps else "both leave open how long"
+            raise UserError(f"config train.steps and batch.stages {either} to train; give one of them")
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.batch.plan(self.train.steps))
+
+    @property
+    def row_length(self) -> int:
+        """The window that the model ends with: the row length of the last stage."""
+        return self.batch.plan(self.train.steps)[-1].row_length
+
+
+class Program(NamedTuple):
+    """What a run computes, independent of its data: a mesh of devices that exist, or of a topology that does not."""
+
+    step: Step
+    init: Callable[[], state.TrainState]
+    abstract: state.TrainState
+    shardings: state.TrainState
+
+
+def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
+    """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
+    for number, stage in enumerate(run.batch.plan(run.train.steps)):
+        if stage.rows % mesh.size:
+            where = f"stages[{number}].rows" if run.batch.stages else "rows"
+            raise UserError(
+                f"config batch.{where}={stage.rows} is not a multiple of the {mesh.size} devices{hosts.shown()}"
+            )
+    optimizer, schedule = build(run.optim, run.steps)
+    abstract = state.abstract(run.model, optimizer)
+    shardings = sharding.state_shardings(abstract, mesh)
+    loss = functools.partial(next_token.loss, run.model)
+    step = compile_step(make_step(loss, optimizer, schedule), shardings, sharding.batch_sharding(mesh))
+    init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
+    return Program(step, init, abstract, shardings)
+
+
+def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
+    """What decides the parameters that come out and cannot change within a run; the rest is in its history."""
+    tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
+    if run.model.vocab_size < tokens["vocab_size"]:
+        raise UserError(
+            f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}"
+        )
+    decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
+    shards = [shard["hash"] for shard in tokens["train"]["shards"]]
+    return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards}
+
+
+def require_history(run: Run, workdir: Path, corpus: Corpus) -> History:
+    """The history of a run; refuses a config that asks for something else than it."""
+    history = data_history.from_json(read_json(workdir / FOLDER / HISTORY))
+    now = data_history.ask(run.batch, run.train.steps, corpus.generations, max(1, history[-1].step))
+    data_history.continue_history(history, now, amend=False)
+    return history
+
+
+def open_plan(run: Run, workdir: Path) -> Plan:
+    """The data of every step: by the history of the run or, before it begins, by the config."""
+    corpus = Corpus(open_split(workdir, "train", run.added), run.seed)
+    if (workdir / FOLDER / HISTORY).exists():
+        return Plan(require_history(run, workdir, corpus), corpus, run.seed)
+    return Plan((data_history.ask(run.batch, run.train.steps, corpus.generations),), corpus, run.seed)
+
+
+def load_params(run: Run, workdir: Path, at_most: int | None = None) -> tuple[Any, int]:
+    """Parameters of the newest good checkpoint, or of the newest not after step `at_most`, and its step."""
+    folder = workdir / FOLDER
+    if not (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
+        )
+    require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
+    require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
+    program = make_program(run, sharding.make_mesh())
+    restored = Checkpoints(folder / CHECKPOINTS).restore_newest(program.abstract, program.shardings, at_most)
+    if restored is None:
+        raise UserError(
+            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
+        )
+    return restored.state.params, restored.step
+
+
+def read_history(path: Path, saved: History, start: int) -> History:
+    """The history as last written, where it goes on from the one `saved` with the checkpoint of step `start`.
+
+    Without a checkpoint nothing is kept but what was already decided about later steps.
+    """
+    if not path.exists():
+        return saved
+    written = data_history.from_json(read_json(path))
+    if written[: len(saved)] != saved and saved[: len(written)] != written:
+        raise UserError(
+            f"{path} contradicts the checkpoint of step {start:,}; remove that file to go by the checkpoint"
+        )
+    return max(written, saved, key=len)
