@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 
-.PHONY: help quickstart test test-slow lint format bench-cpu bench-first-loss parity clean
+.PHONY: help quickstart test test-slow lint format bench-cpu bench-pipeline bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,6 +35,9 @@ parity: $(VENV)-parity/ready ## logits and token ids beside Hugging Face transfo
 
 bench-cpu: $(VENV)-parity/ready ## training throughput beside the same model in PyTorch
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/cpu_throughput.py --peer-python=$(VENV)-parity/bin/python
+
+bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
+	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python
 
 bench-first-loss: ## seconds from a fresh clone to the first loss, and to the end
 	bash benchmarks/first_loss.sh

@@ -4,6 +4,7 @@ Verbs, flags and the mapping from config to rooms; no logic of its own. Imports 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -23,6 +24,8 @@ VERBS = {
     "report": "report.html and loss.png, into report/",
     "export": "a folder that Hugging Face transformers loads, into export/",
     "generate": "continue --prompt with the newest checkpoint, to standard output",
+    "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
+    "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
 RECIPE = ("curate", "tokenize", "train", "eval", "report", "export")
 
@@ -86,7 +89,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Flags; the overrides `--config.a.b=value` are kept, in order, as `overrides`."""
     from core.errors import UserError, suggest
 
-    verbs = "\n".join(f"  {name:<10} {what}" for name, what in VERBS.items())
+    verbs = "\n".join(f"  {name:<12} {what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,
         epilog=EXAMPLES.format(verbs=verbs),
@@ -99,9 +102,21 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", default=str(QUICKSTART), metavar="FILE", help="the experiment")
     parser.add_argument("--workdir", metavar="DIR", help="where everything goes (default: runs/<config's name>)")
     parser.add_argument("--rebuild", action="store_true", help="set stale stages aside and make them anew")
+    parser.add_argument(
+        "--amend", action="store_true", help="train: what the config now says of batch and data holds from here on"
+    )
+    parser.add_argument(
+        "--skip", type=_steps, metavar="A:B", help="train: go back before step A, leave out the data of steps A to B"
+    )
     parser.add_argument("--prompt", default="", metavar="TEXT", help="generate: the text to continue")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="generate: how many (128)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="train: of process 0, where several train as one")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="train: how many these are")
+    parser.add_argument("--process", type=int, default=0, metavar="I", help="train: which of them this is, 0 to N-1")
+    parser.add_argument("--step", type=int, metavar="K", help="explain: a step, past or planned")
+    parser.add_argument("--document", metavar="ID", help="explain: a document by its id")
+    parser.add_argument("--checkpoint", type=int, metavar="K", help="explain: whose loss (the last before the step)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # Overrides are taken out first: argparse reads an unknown option with a space in its value as a verb.
     overrides = [item for item in argv if item.startswith("--config.")]
@@ -119,6 +134,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+def _steps(text: str) -> tuple[int, int]:
+    """A:B as a pair with 1 <= A <= B."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers 1 <= A <= B")
+    return int(first), int(last)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Runs one verb, or the recipe."""
     from core.errors import raise_on_sigterm
@@ -126,9 +149,23 @@ def run(arguments: argparse.Namespace) -> None:
     raise_on_sigterm()
     initialise_platform()
     experiment = open_experiment(arguments)
-    for verb in [arguments.verb] if arguments.verb else RECIPE:
-        experiment.require_upstream(verb)
-        getattr(experiment, verb)()
+    with joined(arguments):
+        for verb in [arguments.verb] if arguments.verb else RECIPE:
+            experiment.require_upstream(verb)
+            getattr(experiment, verb.replace("-", "_"))()
+
+
+def joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """The other processes of a run of several, joined; nothing to do for a run of one."""
+    from core.errors import UserError
+
+    if arguments.coordinator is None:
+        return contextlib.nullcontext()
+    if arguments.verb != "train":
+        raise UserError("several processes only train; run the other verbs alone, without --coordinator")
+    from train.hosts import together
+
+    return together(arguments.coordinator, arguments.processes, arguments.process)
 
 
 def open_experiment(arguments: argparse.Namespace) -> "Experiment":
@@ -166,10 +203,10 @@ class Experiment:
     @functools.cached_property
     def training(self) -> Any:
         """What training needs, as one record."""
-        from train.loop import Run
+        from train.run import Run
 
         own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "seed")}
-        return Run(**own)
+        return Run(**own, added=len(self.parts["data"].added))
 
     def require_upstream(self, verb: str) -> None:
         """Refuses a verb whose input was made by another config than this one."""
@@ -192,16 +229,18 @@ class Experiment:
         """Pillar 1, the tokens."""
         from data.tokenize import tokenize
 
-        workers = self.parts["data"].workers
-        tokenize(self.parts["tokenizer"], self.workdir, stale=self.stale, workers=workers)
+        data = self.parts["data"]
+        options = {"added": len(data.added), "stale": self.stale, "workers": data.workers}
+        tokenize(self.parts["tokenizer"], self.workdir, **options)
 
     def train(self) -> None:
         """Brings the pillars together; evaluation inside the loop is handed in from above."""
         from evals.evaluate import quick_evaluation
-        from train.loop import train
+        from train.loop import Amendment, train
 
         measure = functools.partial(quick_evaluation, self.parts["eval"], self.training, self.workdir)
-        train(self.training, self.workdir, make_evaluate=measure, stale=self.stale)
+        amendment = Amendment(self.arguments.amend, self.arguments.skip)
+        train(self.training, self.workdir, make_evaluate=measure, stale=self.stale, amendment=amendment)
 
     def eval(self) -> None:
         """Judges the newest checkpoint."""
@@ -224,6 +263,19 @@ class Experiment:
         from train.export import export
 
         export(self.training, self.workdir)
+
+    def explain(self) -> None:
+        """What a step saw, or which steps saw a document."""
+        from evals.explain import explain
+
+        given = self.arguments
+        explain(self.training, self.workdir, step=given.step, document=given.document, checkpoint=given.checkpoint)
+
+    def inspect_data(self) -> None:
+        """What the run will read, before it begins."""
+        from evals.inspect_data import inspect_data
+
+        inspect_data(self.training, self.workdir)
 
     def generate(self) -> None:
         """Text, to standard output."""

@@ -15,7 +15,7 @@ from data.pipeline import Batch
 from model.config import ModelConfig
 from optim.config import OptimConfig
 from train.config import TrainConfig
-from train.loop import Run, make_program
+from train.run import Run, make_program
 from train.sharding import make_mesh
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from core.files import Stage, read_stage, write_json
 from core.progress import say
@@ -19,7 +20,7 @@ from evals import perplexity
 from evals.config import EvalConfig
 from model.generate import generate
 from objectives import next_token
-from train.loop import Run, load_params, run_spec
+from train.run import Run, load_params, run_spec
 
 VERSION = 1
 FOLDER = "eval"
@@ -77,9 +78,7 @@ def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, ma
     settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": seed}
     shown = tokenizer.decode(ids)
     sys.stdout.write(shown)
-    for (token,) in generate(
-        run.model, params, [ids], window=run.batch.row_length, max_tokens=max_tokens, **settings
-    ):
+    for (token,) in generate(run.model, params, [ids], window=run.row_length, max_tokens=max_tokens, **settings):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # the bytes of a character may come in several tokens
@@ -94,16 +93,14 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
     tokenizer, shards = open_tokenizer(workdir), open_split(workdir, "heldout")
     continued = np.arange(min((config.samples + 1) // 2, len(shards)))
     prompts = [ids[: config.prompt_tokens].tolist() for ids in shards.read(continued)]
-    names: list[str | None] = [shards.document_ids[document] for document in continued]
+    names: list[str | None] = [shards.document_id(int(document)) for document in continued]
     prompts += [[BOS]] * (config.samples - len(prompts))
     names += [None] * (config.samples - len(names))
     if not prompts:
         return []
     settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": run.seed}
     texts: list[list[int]] = [[] for _ in prompts]
-    steps = generate(
-        run.model, params, prompts, window=run.batch.row_length, max_tokens=config.sample_tokens, **settings
-    )
+    steps = generate(run.model, params, prompts, window=run.row_length, max_tokens=config.sample_tokens, **settings)
     for tokens in steps:
         for text, token in zip(texts, tokens):
             if token is not None:
@@ -115,16 +112,20 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
 
 
 def _measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
-    token_nats = jax.jit(functools.partial(next_token.token_nats, run.model))
-    settings = {"length": run.batch.row_length, "overlap": config.overlap, "rows": config.rows}
+    compiled = jax.jit(functools.partial(next_token.token_nats, run.model))
+
+    def token_nats(params: Any, batch: Any) -> Any:
+        nats_BT = compiled(params, batch)
+        return nats_BT if nats_BT.is_fully_addressable else multihost_utils.process_allgather(nats_BT, tiled=True)
+
+    settings = {"length": run.row_length, "overlap": config.overlap, "rows": config.rows}
     return lambda params, shards: perplexity.evaluate(token_nats, params, shards, **settings, **limits)
 
 
 def _heldout(config: EvalConfig, run: Run, workdir: Path, params: Any) -> dict[str, Any]:
     shards = open_split(workdir, "heldout")
     nats = _measure(config, run, progress=True)(params, shards)
-    source_of = {document.id: document.source for document in _heldout_documents(workdir)}
-    sources = [source_of[identifier] for identifier in shards.document_ids]
+    sources = [shards.source(document) for document in range(len(shards))]
     predicted = int((shards.lengths - 1).sum())
     return {
         "documents": len(shards),
@@ -133,8 +134,8 @@ def _heldout(config: EvalConfig, run: Run, workdir: Path, params: Any) -> dict[s
         "bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.bytes.sum()),
         "nats_per_token": float(nats.sum() / predicted),
         "by_source": dict(perplexity.by_source(sources, shards.bytes, nats)),
-        "window": run.batch.row_length,
-        "stride": round(run.batch.row_length * (1 - config.overlap)),
+        "window": run.row_length,
+        "stride": round(run.row_length * (1 - config.overlap)),
     }
 
 

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import matplotlib
@@ -164,6 +165,149 @@ def compressors(ours: float, name: str, others: Mapping[str, Mapping[str, float]
     return _bars(title, bars, [], width, "bits per byte", _plain, highlight=name)
 
 
+@styled
+def goodput(seconds: Mapping[str, float], width: int = WIDE) -> Figure:
+    """Where the wall-clock time of a run went, by kind (`train.goodput`)."""
+    kinds = {"step": "in steps", "data": "waiting for data", "setup": "setting up", "rework": "done again"}
+    colours = dict(
+        zip(("step", "data", "checkpoint", "eval", "compile", "setup", "rework"), (*SERIES, "other", "ink"))
+    )
+    parts = [(value, colours[kind]) for kind, value in seconds.items() if value]
+    total = sum(seconds.values())
+    bars = [("all processes of this run", f"{total:,.0f} s", parts)]
+    legend = [(f"{kinds.get(k, k)} {v / total:.1%}", colours[k]) for k, v in seconds.items() if v]
+    return _bars("Where the time went", bars, legend, width, "seconds", _plain)
+
+
+@styled
+def mixture(
+    edges: np.ndarray,
+    names: Sequence[str],
+    read_SP: np.ndarray,
+    stages: Sequence[tuple[int, str, np.ndarray]],
+    width: int = WIDE,
+) -> Figure:
+    """Shares of the sources over the steps, stacked, with the weights asked as lines between them.
+
+    `edges` are the steps between which each of the P points lies; `stages` are first step, label and shares asked.
+    """
+    colours = [*SERIES, "other"][: len(names)]
+    lines = _legend_lines(list(zip(names, colours)), width)
+    figure = _figure(width, 316 + 20 * len(lines))
+    _head(figure, "Share of each source in the rows read", lines)
+    axes = _panel(figure, MARGIN, 46, width - MARGIN - 24, 220)
+    _steps(axes, edges[-1])
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    tops_SP = np.concatenate([np.zeros((1, len(edges) - 1)), np.cumsum(read_SP, axis=0)])
+    for low, top, colour in zip(tops_SP, tops_SP[1:], colours):
+        axes.stairs(top, edges, baseline=low, fill=True, color=LIGHT[colour], linewidth=0)
+    ends = [*(first for first, *_ in stages[1:]), edges[-1]]
+    labelled = -np.inf
+    for (first, label, asked_S), end in zip(stages, ends):
+        asked = [level for level in np.cumsum(asked_S) if level < 1 - 1e-9]
+        axes.hlines(asked, first, end, color=LIGHT["surface"], linewidth=3)
+        axes.hlines(asked, first, end, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
+        if first:
+            axes.axvline(first, color=LIGHT["surface"], linewidth=2)
+        x = first / edges[-1] * (width - MARGIN - 24)
+        if x - labelled > 8 * len(label) + 14:
+            style = {"textcoords": "offset points", "color": LIGHT["muted"], "annotation_clip": False}
+            right = x + 7 * len(label) > width - MARGIN
+            axes.annotate(label, (first, 1), (-2 if right else 2, 5), ha="right" if right else "left", **style)
+            labelled = x
+    return figure
+
+
+@styled
+def autocorrelation(curve: np.ndarray, band: float, rows: int, title: str, width: int = SMALL) -> Figure:
+    """Mean autocorrelation of the sources over the lags 1, 2, ..., and the 95% band of independent rows."""
+    figure = _figure(width, 230)
+    axes = _panel(figure, MARGIN + 16, 46, width - MARGIN - 40, 144)
+    axes.annotate(
+        title, (0, 1), (-MARGIN - 16, 16), xycoords="axes fraction", textcoords="offset points", fontsize=TITLE,
+        fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+    lags = np.arange(1, len(curve) + 1)
+    axes.axhspan(-band, band, color=LIGHT["soft"], linewidth=0)
+    axes.axhline(0, color=LIGHT["other"], linewidth=0.8)
+    axes.vlines(lags, 0, curve, color=LIGHT["blue"], linewidth=max(0.7, min(3, 0.5 * width / len(lags))))
+    axes.set_xlim(0, len(curve) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.set_xlabel("rows apart", loc="left")
+    reach = max(2 * band, 1.15 * float(np.abs(curve).max(initial=0)))
+    axes.set_ylim(-reach, reach)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    if rows < len(curve):
+        axes.axvline(rows, color=LIGHT["orange"], linewidth=1.1, linestyle=(0, (5, 3)))
+        style = {"textcoords": "offset points", "color": LIGHT["orange"], "va": "top"}
+        axes.annotate("a batch", (rows, reach), (4, -2), **style)
+    return figure
+
+
+@styled
+def packings(title: str, bars: Sequence[tuple[str, float, bool]], width: int = SMALL) -> Figure:
+    """A share under both packings of each stage: (label, share, whether the stage asks for this packing)."""
+    drawn = [(label, f"{share:.2%}", [(100 * share, "blue" if own else "other")]) for label, share, own in bars]
+    return _bars(title, drawn, [("asked", "blue"), ("the other", "other")], width, "%", _plain, ordered=True)
+
+
+@styled
+def epochs(read: Mapping[str, float], limits: Mapping[str, int], width: int = WIDE) -> Figure:
+    """How often a run reads each source, and how often it may."""
+    names = sorted(read, key=read.get, reverse=True)
+    shown, others = (names, []) if len(names) <= 12 else (names[:11], names[11:])
+    of = {name: f" of {limit}" for name, limit in limits.items()}
+    bars = [(name, f"{times(read[name])}{of.get(name, '')}", [(read[name], "blue")]) for name in shown]
+    if others:
+        most = read[others[0]]
+        bars.append((f"{len(others)} others, each at most", times(most), [(most, "other")]))
+    marks = {name: float(limits[name]) for name in shown if name in limits}
+    legend = [("read", "blue"), ("may be read", "ink")] if marks else []
+    return _bars("Epochs of each source", bars, legend, width, "epochs", _plain, ordered=True, marks=marks)
+
+
+@styled
+def lengths(
+    quantiles: Sequence[tuple[str, Sequence[float]]], row_lengths: Sequence[int], width: int = WIDE
+) -> Figure:
+    """Tokens of the documents of each source: 10th, 50th and 90th percentile, beside the row lengths of the run."""
+    pitch, height = 40, 60 + 40 * len(quantiles) + 46
+    figure = _figure(width, height)
+    axes = _panel(figure, 0, 46, width - 76, pitch * len(quantiles))
+    _head(figure, "Tokens of a document: middle four fifths, and median", [])
+    ends = [max(1, x) for _, own in quantiles for x in own] + list(row_lengths)
+    axes.set_xscale("log")
+    axes.set_xlim(min(ends, default=1) / 1.3, max(ends, default=10) * 1.3)
+    axes.set_ylim(max(len(quantiles), 1), 0)
+    for row, (name, (low, middle, high)) in enumerate(quantiles):
+        ground = {"facecolor": LIGHT["surface"], "linewidth": 0, "pad": 1}
+        place = {"xycoords": axes.get_yaxis_transform(), "va": "center", "bbox": ground}
+        axes.annotate(_short(name, width // 8), (0, row + 0.34), **place)
+        axes.plot([max(low, 1), max(high, 1)], [row + 0.71] * 2, color=LIGHT["soft"], linewidth=9)
+        axes.plot([max(middle, 1)], [row + 0.71], "o", color=LIGHT["blue"], markersize=7)
+        style = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(count(middle), (max(high, 1), row + 0.71), (9, 0), **style)
+    for index, length in enumerate(sorted(set(row_lengths))):
+        axes.axvline(length, color=LIGHT["orange"], linewidth=1.1, linestyle=(0, (5, 3)), zorder=0)
+        style = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "color": LIGHT["orange"]}
+        axes.annotate(f"row {length:,}" if index == 0 else f"{length:,}", (length, 1), (2, 4), **style)
+    axes.yaxis.set_visible(False)
+    axes.grid(visible=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axes.set_xlabel("tokens, log scale", loc="left")
+    return figure
+
+
+@styled
+def bytes_per_token(values: Mapping[str, float], width: int = SMALL) -> Figure:
+    """How much text a token carries, by source."""
+    bars = [(name, f"{value:.2f}", [(value, "blue")]) for name, value in values.items()]
+    return _bars("Bytes per token", bars, [], width, "bytes per token", _plain)
+
+
 def svg(figure: Figure, name: str, alt: str) -> Html:
     """The figure as inline SVG: text stays text, colours follow the page's theme, ids begin with `name`."""
     text = io.StringIO()
@@ -211,6 +355,11 @@ def quantity(number: float, unit: str = "B") -> str:
     return f"{number:.3g} {unit}" if number else "0"
 
 
+def times(number: float) -> str:
+    """Epochs: 0.77, 12.34, 1.6M."""
+    return f"{number:.2f}" if number < 1000 else count(number)
+
+
 def _training_loss(axes: Axes, rows: Rows, last: int) -> None:
     _title(axes, "Training loss, nats per token")
     steps, values = column(rows, "loss")
@@ -256,24 +405,23 @@ def _bars(
     unit: str,
     formatter: Callable[[float, Any], str],
     highlight: str | None = None,
+    ordered: bool = False,
+    marks: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """Horizontal bars from zero under their names, so that long names fit on a phone, longest first.
 
-    With one to `highlight`, the shortest is first.
+    With one to `highlight`, the shortest is first; `ordered` bars stay as they come. `marks` are limits by name.
     """
-    bars = sorted(bars, key=lambda bar: sum(value for value, _ in bar[2]), reverse=highlight is None)
-    bars = _few(bars, formatter)
+    if not ordered:
+        bars = sorted(bars, key=lambda bar: sum(value for value, _ in bar[2]), reverse=highlight is None)
+        bars = _few(bars, formatter)
     lines = _legend_lines(legend, width)
     pitch, height = 40, 40 + 20 * len(lines) + 40 * len(bars) + 46
     figure = _figure(width, height)
     room = 16 + 8 * max((len(value) for _, value, _ in bars), default=0)
     axes = _panel(figure, 0, 46, width - room, pitch * len(bars))
-    figure.text(0, 1 - 14 / height, title, fontsize=TITLE, fontweight="bold", va="center")
-    for index, line in enumerate(lines):
-        y = 1 - (40 + 20 * index) / height
-        for x, label, colour in line:
-            figure.text(x / width, y, f"■ {label}", color=LIGHT[colour], va="center")
-    longest = max((sum(value for value, _ in parts) for _, _, parts in bars), default=0) or 1
+    _head(figure, title, lines)
+    longest = max((*(sum(value for value, _ in parts) for _, _, parts in bars), *marks.values()), default=0) or 1
     axes.set_xlim(0, longest)
     axes.set_ylim(len(bars), 0)
     for row, (name, value, parts) in enumerate(bars):
@@ -283,7 +431,10 @@ def _bars(
         for amount, colour in parts:
             axes.add_patch(Rectangle((start, row + 0.56), amount, 0.3, color=LIGHT[colour], lw=0, zorder=2))
             start += amount
-        axes.annotate(value, (start, row + 0.71), (7, 0), textcoords="offset points", va="center", **ours)
+        end = max(start, marks.get(name, 0))
+        axes.annotate(value, (end, row + 0.71), (7, 0), textcoords="offset points", va="center", **ours)
+        if name in marks:
+            axes.plot([marks[name]] * 2, [row + 0.5, row + 0.92], color=LIGHT["ink"], lw=2, clip_on=False, zorder=3)
     axes.yaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False, axis="y")
@@ -304,6 +455,16 @@ def _few(bars: list, formatter: Callable[[float, Any], str], most: int = 12) -> 
             sums[colour] = sums.get(colour, 0) + amount
     total = formatter(sum(sums.values()), None)
     return [*bars[: most - 1], (f"{len(bars) - most + 1} others", total, [(v, c) for c, v in sums.items()])]
+
+
+def _head(figure: Figure, title: str, lines: list[list[tuple[float, str, str]]]) -> None:
+    """Title and legend at the top left; each line of the legend takes 20 pixels."""
+    width, height = figure.get_size_inches() * 72
+    figure.text(0, 1 - 14 / height, title, fontsize=TITLE, fontweight="bold", va="center")
+    for index, line in enumerate(lines):
+        y = 1 - (40 + 20 * index) / height
+        for x, label, colour in line:
+            figure.text(x / width, y, f"■ {label}", color=LIGHT[colour], va="center")
 
 
 def _legend_lines(legend: list[tuple[str, str]], width: int) -> list[list[tuple[float, str, str]]]:

@@ -18,19 +18,31 @@ import jax
 import numpy as np
 
 from core.config import parse
-from core.files import MANIFEST, Stage, atomic_write, fingerprint, hash_file, read_json
+from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_difference, hash_file, read_json
 from core.page import Page, code, link, strong, tag
 from core.progress import count, say
+from data.config import BatchConfig
 from evals import figures
 from evals.figures import column, quantity
 from model.config import ModelConfig
+from train import goodput
 from train.metrics import read_metrics
+from train.run import HISTORY
 
-VERSION = 1
+VERSION = 2
 FOLDER = "report"
 VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 XZ = "xz -9e"
+GOODPUT = {
+    "setup": "setup: until the first step",
+    "compile": "compiling the step",
+    "step": "steps",
+    "data": "waiting for data",
+    "checkpoint": "saving checkpoints",
+    "eval": "held-out evaluation",
+    "rework": "steps lost by a kill and done again",
+}
 
 
 def report(config: Mapping[str, Any], workdir: Path, *, command: str | None = None) -> Path:
@@ -70,6 +82,17 @@ class Found:
         return self.manifests.get("train", {}).get("spec")
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The stages of training as last asked for."""
+        path = self.workdir / "train" / HISTORY
+        return read_json(path)[-1]["stages"] if path.exists() else []
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage["steps"] for stage in self.stages)
+
+    @property
     def model(self) -> ModelConfig | None:
         """The shape of the model, once training has begun."""
         return parse(ModelConfig, self.trained["model"], "model") if self.trained else None
@@ -107,7 +130,7 @@ def read(config: Mapping[str, Any], workdir: Path) -> Found:
 
 
 def _spec(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    inputs = [f"{name}/{MANIFEST}" for name in VERBS] + ["train/metrics.jsonl", "eval/eval.json"]
+    inputs = [f"{name}/{MANIFEST}" for name in VERBS] + ["train/metrics.jsonl", f"train/{HISTORY}", "eval/eval.json"]
     hashes = {name: hash_file(workdir / name) for name in inputs if (workdir / name).exists()}
     return {"version": VERSION, "config": fingerprint(config), "inputs": hashes}
 
@@ -121,6 +144,7 @@ def _page(found: Found, command: str | None) -> Page:
         ("Loss", _loss, found.rows, "train"),
         ("Beside compressors", _compressors, found.result, "eval"),
         ("While training", _dynamics, found.rows, "train"),
+        ("Goodput", _goodput, found.rows, "train"),
         ("Data", _data, found.summary("curated"), "curate"),
         ("Tokenizer", _tokenizer, found.summary("tokens"), "tokenize"),
         ("Samples", _samples, found.result, "eval"),
@@ -178,22 +202,26 @@ def _state(page: Page, found: Found) -> None:
         page.notice(strong("Nothing is trained yet: "), code("launch.py train"), " does it.")
         return
     if found.summary("train") is None:
-        done = f"Training is not finished: step {found.step:,} of {found.trained['steps']:,}. "
+        done = f"Training is not finished: step {found.step:,} of {found.steps:,}. "
         page.notice(strong(done), "The command under ", link("Reproduce", "Reproduce"), " continues it.")
     if found.result and found.result["step"] < found.step:
         older = f"The evaluation is of step {found.result['step']:,}, training has reached {found.step:,}: "
         page.notice(older, code("launch.py eval"), " brings it up to date.")
-    if differing := _differing(found.config, found.trained):
+    if differing := _differing(found):
         page.notice("The config given here is not the one trained; they differ in ", code(differing), ".")
 
 
-def _differing(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+def _differing(found: Found) -> str:
     """Keys that training recorded with another value than the config gives; defaults are recorded only."""
-    given = json.loads(json.dumps({part: config.get(part, {}) for part in ("model", "batch", "optim")}))
+    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "optim")}))
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
-    keys = [f"{part}.{key}" for part, key, value in pairs if trained[part].get(key) != value]
-    if config.get("train", {}).get("steps", trained["steps"]) != trained["steps"]:
-        keys.append("train.steps")
+    keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key) != value]
+    batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
+    steps = found.config.get("train", {}).get("steps", 0)
+    if found.stages and (steps or batch.stages):
+        asked = json.loads(json.dumps([stage._asdict() for stage in batch.plan(steps)]))
+        if asked != found.stages:
+            keys.append(first_difference(found.stages, asked, "stages"))
     return ", ".join(keys)
 
 
@@ -209,7 +237,7 @@ def _tiles(found: Found) -> list[tuple[str, str, str]]:
     tokens = found.tokens
     epochs = _epochs(found) if tokens and found.summary("tokens") else ""
     seconds = max((row["seconds"] for row in found.rows), default=0)
-    flops = model.flops_per_token(found.trained["batch"]["row_length"]) if model and tokens else 0
+    flops = model.flops_per_token(found.stages[-1]["row_length"]) if model and tokens else 0
     compute = quantity(flops * tokens, "FLOP") if flops else none
     return [
         ("Held-out bits per byte", *heldout),
@@ -291,6 +319,24 @@ def _dynamics(page: Page, found: Found) -> None:
         ("speed", "Tokens per second by step", figures.tokens_per_second(found.rows)),
     ]
     page.figures((figures.svg(figure, name, alt), "") for name, alt, figure in drawn)
+
+
+def _goodput(page: Page, found: Found) -> None:
+    seconds = next(filter(None, map(goodput.read, reversed(found.rows))), {})  # not every row has them
+    total = sum(seconds.values())
+    if not total:
+        page.text("The metrics of this run do not say where its time went.")
+        return
+    share = seconds.get("step", 0) / total
+    page.text(strong(f"{share:.1%} of {_time(total)} went into steps"), ", counted over all restarts.")
+    alt = f"Where the time went: {share:.1%} of it into steps"
+    wide, narrow = (
+        figures.svg(figures.goodput(seconds, width), f"goodput{width}", alt)
+        for width in (figures.WIDE, figures.NARROW)
+    )
+    page.figure(wide, narrow=narrow)
+    rows = [(GOODPUT[kind], own, 100 * own / total) for kind, own in seconds.items()]
+    page.table(["what", "seconds", "share, %"], rows)
 
 
 def _data(page: Page, found: Found) -> None:

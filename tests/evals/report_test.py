@@ -24,7 +24,14 @@ MODEL = {
     "head_dim": 4,
     "d_ff": 16,
 }
-CONFIG = {"name": "tiny", "seed": 0, "model": dict(MODEL), "train": {"steps": 60}, "data": {"path": None}}
+CONFIG = {
+    "name": "tiny",
+    "seed": 0,
+    "model": dict(MODEL),
+    "batch": {"rows": 4, "row_length": 32},
+    "train": {"steps": 60},
+    "data": {"path": None},
+}
 HOSTILE = "</span></pre><script>alert('x')</script>\x00\ud800\n    return \"a\" < b & c\n\n\tend"
 
 
@@ -49,7 +56,8 @@ def metrics(steps):
     for step in range(1, steps + 1):
         rates = {"tokens_per_second": 1e3 if step % 20 else 1e9, "seconds": step / 2}
         values = {"loss": 4 / step + 2, "learning_rate": 1e-3, "grad_norm": 1.0, "max_logit": 5.0}
-        rows.append({"step": step, **values, "tokens": 128 * step, **rates})
+        spent = {"seconds_setup": 2.0, "seconds_step": step / 2, "seconds_data": 0.0, "seconds_rework": 8.0}
+        rows.append({"step": step, **values, "tokens": 128 * step, **rates, **(spent if step % 9 else {})})
     return "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99, "lo'
 
 
@@ -79,8 +87,9 @@ def make_workdir(folder):
     stage(folder, "tokenizer", {}, {"vocab_size": 64})
     splits = {split: {**totals[split], "tokens": 3000, "shards": [shard(split)]} for split in totals}
     stage(folder, "tokens", {}, {**splits, "vocab_size": 64, "not_lossless": 1})
-    spec = {"model": MODEL, "batch": {"row_length": 32}, "optim": {"clip_norm": 1.0}, "steps": 60}
+    spec = {"model": MODEL, "optim": {"clip_norm": 1.0}}
     stage(folder, "train", spec, {"step": 60})
+    write(folder / "train" / "history.json", history(60))
     (folder / "train" / "metrics.jsonl").write_text(metrics(60))
     counts = {"documents": 2, "bytes": 200, "bits_per_byte": 1.5}
     heldout = {**counts, "tokens": 90, "nats_per_token": 2.1, "window": 32, "stride": 16}
@@ -94,6 +103,11 @@ def make_workdir(folder):
     stage(folder, "eval", {}, {})
     write(folder / "eval" / "eval.json", result)
     return folder
+
+
+def history(steps):
+    stage = {"steps": steps, "rows": 4, "row_length": 32, "packing": "split", "mixture": {}}
+    return [{"step": 0, "stages": [stage], "max_epochs": {}, "documents": [], "skip": 0}]
 
 
 def page(workdir, config=CONFIG, **options):
@@ -117,6 +131,23 @@ def test_a_model_worse_than_xz_is_said_to_be(workdir):
     assert "50% more than xz -9e needs" in page(workdir)
 
 
+def test_goodput_is_that_of_the_last_row_that_has_it(text):
+    section = text.partition('<h2 id="goodput">')[2].partition("<h2")[0]
+    assert "<strong>75.0% of 40 s went into steps</strong>" in section
+    cells = '<td>steps lost by a kill and done again</td><td class="number">8.000</td><td class="number">20.000</td>'
+    assert cells in section
+    assert "done again 20.0%</text>" in section
+    assert "waiting for data 0" not in section  # in the table only
+
+
+def test_metrics_without_goodput_are_said_to_have_none(workdir):
+    path = workdir / "train" / "metrics.jsonl"
+    path.write_text(re.sub(r', "seconds_\w+": [\d.]+', "", path.read_text()))
+    text = page(workdir)
+    assert "The metrics of this run do not say where its time went." in text
+    assert text.count("<svg") == 10
+
+
 def test_text_of_the_model_and_the_data_stays_text(text):
     assert not re.search(r"<(script|i|b|u)>", text)
     shown = printable(HOSTILE).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -135,7 +166,7 @@ def test_nothing_is_fetched(text):
 
 def test_ids_are_unique_and_references_arrive(text):
     ids = re.findall(r'\bid="([^"]*)"', text)
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == 12
     assert len(ids) == len(set(ids))
     assert {*re.findall(r'href="#([^"]*)"', text), *re.findall(r"url\(#([^)]*)\)", text)} <= set(ids)
 
@@ -156,13 +187,14 @@ def test_a_missing_stage_is_named_with_its_verb(workdir, folder, verb):
 
 def test_an_empty_workdir_makes_a_page(tmp_path):
     text = page(tmp_path / "new", {})
-    assert text.count("Nothing here yet") == 6
+    assert text.count("Nothing here yet") == 7
     assert "<h1>new</h1>" in text
 
 
 def test_unfinished_training_is_said_first(workdir):
     path = workdir / "train" / "manifest.json"
-    write(path, {"spec": {**json.loads(path.read_text())["spec"], "steps": 90}, "complete": False})
+    write(path, {"spec": json.loads(path.read_text())["spec"], "complete": False})
+    write(path.with_name("history.json"), history(90))
     write(
         workdir / "eval" / "eval.json",
         {**json.loads((workdir / "eval" / "eval.json").read_text()), "step": 40},
@@ -170,7 +202,7 @@ def test_unfinished_training_is_said_first(workdir):
     top = page(workdir).partition("<h2")[0]
     assert "Training is not finished: step 60 of 90" in top
     assert "The evaluation is of step 40, training has reached 60" in top
-    assert "they differ in <code>train.steps</code>" in top
+    assert "they differ in <code>stages[0].steps was 90, is 60</code>" in top
 
 
 def test_another_config_is_noticed(workdir):

@@ -1,0 +1,77 @@
+"""Processes that read batches by turns, and what they measure of themselves. The standard library alone.
+
+A side is a process: a number of seconds on a line in, what was read in them as JSON on a line out.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def cpu_seconds() -> float:
+    """Of all threads of this process, and of its workers."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # gone meanwhile
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def resident_mb() -> float:
+    """Memory of this process, pages of libraries included and workers not."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def say(**values: object) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def serve(batches: Iterator[object], padding: Callable[[object], float], **about: object) -> None:
+    """Reads batches for as long as each line says.
+
+    CPU time is counted from the end of one turn to the end of the next, since readers go on ahead between them.
+    """
+    say(padding=sum(padding(next(batches)) for _ in range(20)) / 20, **about)
+    before = cpu_seconds()
+    for line in sys.stdin:
+        began, count = time.perf_counter(), 0
+        while (wall := time.perf_counter() - began) < float(line):
+            next(batches)
+            count += 1
+        after = cpu_seconds()
+        say(batches=count, wall=wall, cpu=after - before, resident_mb=resident_mb())
+        before = after
+
+
+class Side:
+    """A process that `serve`s."""
+
+    def __init__(self, *command: str):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = self._read()
+        self.turns: list[dict] = []
+
+    def turn(self, seconds: float) -> None:
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        self.turns.append(self._read())
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{' '.join(self.process.args)} ended early")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
