@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 
-.PHONY: help quickstart test test-slow lint format bench-cpu bench-pipeline bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-pipeline bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,6 +32,9 @@ format: $(VENV)/test ## puts the code into the house format
 
 parity: $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
 	JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
+
+chaos: $(VENV)/test ## 240 kills and 1,500 corruptions of real runs (under an hour; goes on where it was stopped)
+	PYTHONPATH=.:tests $(BIN)/python tests/chaos/run.py
 
 bench-cpu: $(VENV)-parity/ready ## training throughput beside the same model in PyTorch
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/cpu_throughput.py --peer-python=$(VENV)-parity/bin/python

@@ -76,7 +76,7 @@ class Stage:
         self.folder, self.spec = folder, json.loads(json.dumps(spec))
         self.lock = _lock(folder)
         path = folder / MANIFEST
-        self.manifest = read_json(path) if path.exists() and not _only_manifest(folder) else None
+        self.manifest = read_manifest(path) if path.exists() and not _only_manifest(folder) else None
         if self.manifest is not None and self.manifest.get("spec") != self.spec:
             if stale == "refuse":
                 require_spec(folder, self.manifest, self.spec)
@@ -116,14 +116,24 @@ class Stage:
             "files": {str(path.relative_to(self.folder)): path.stat().st_size for path in files},
             "summary": json.loads(json.dumps(summary)),
         }
+        self.manifest["fingerprint"] = fingerprint(self.manifest)
         write_json(self.folder / MANIFEST, self.manifest)
         return self.manifest["summary"]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A stage's manifest; one whose content is not what was written is refused."""
+    manifest = read_json(path)
+    own = {key: value for key, value in manifest.items() if key != "fingerprint"} if type(manifest) is dict else {}
+    if not {"spec", "complete"} <= own.keys() or manifest.get("fingerprint", fingerprint(own)) != fingerprint(own):
+        raise UserError(f"{path} is damaged; restore it, or use another --workdir")
+    return manifest
 
 
 def read_stage(folder: Path, verb: str) -> dict[str, Any]:
     """The manifest of a finished stage; `verb` is what makes it."""
     path = folder / MANIFEST
-    manifest = read_json(path) if path.exists() else {"complete": False}
+    manifest = read_manifest(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise UserError(f"{folder} is not finished; run `launch.py {verb}` (same --config and --workdir) first")
     if (damage := damaged(folder, manifest)) is not None:

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from chaos.kills import PHASES, Lab, differences, disturbed_run, free_port
 
 from core.files import read_json
 from lab import ROOT, launch, smoke
@@ -60,27 +61,31 @@ def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_pat
     assert max(losses(workdir)) == STEPS
 
 
-def test_killed_at_random_moments_it_still_finishes_the_same(finished, corpus, tmp_path):
-    """SIGKILL after random delays, from the first second on, until a run survives."""
-    workdir, chance = tmp_path / "run", random.Random(0)
-    kills = 0
-    for delay in [chance.uniform(0.3, 5.0) for _ in range(6)]:
-        process = start(workdir, corpus)
-        try:
-            process.communicate(timeout=delay)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-    result = launch(*smoke(workdir, corpus))
-    assert result.returncode == 0, result.stderr
-    assert kills > 0
-    assert weights(workdir) == weights(finished)
-    assert max(losses(workdir)) == STEPS
-    for step, loss in losses(workdir).items():
-        if step in losses(finished):
-            assert loss == losses(finished)[step]
+def test_killed_in_every_phase_it_still_ends_the_same(corpus, tmp_path, monkeypatch):
+    """A sample of `make chaos`: eight SIGKILLs of one run, then equal to the undisturbed run in every bit."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    lab = Lab(tmp_path, corpus)
+    lab.prepare()
+    chance = random.Random(0)
+    phases = [*PHASES, "saving", "committing"]
+    kills, failure = disturbed_run(lab, tmp_path / "run", phases, chance)
+    assert failure is None
+    assert len(kills) >= 6  # a slow machine may let a life end before its kill
+    assert differences(lab, tmp_path / "run") == 0
+
+
+def test_two_processes_end_together_and_continue(corpus, tmp_path, monkeypatch):
+    """A sample of `make chaos`: one process of two is killed; the other stops by itself and says why."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    lab = Lab(tmp_path, corpus, processes=2, port=free_port())
+    lab.prepare()
+    kills, failure = disturbed_run(lab, tmp_path / "run", ["stepping", "saving"], random.Random(3))
+    assert failure is None
+    assert kills
+    assert all(kill.told for kill in kills if kill.survivor_seconds is not None)
+    assert differences(lab, tmp_path / "run") == 0
 
 
 def test_a_killed_save_leaves_no_half_checkpoint(finished, corpus, tmp_path):
