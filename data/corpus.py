@@ -10,18 +10,20 @@ from data.config import Packing
 from data.order import derive_seed
 from data.rows import Growth, Rows, Source
 from data.shards import TokenShards
+from data.stream import Stream
 
 POOL = ""  # the name of all documents as one source, which an empty mixture reads
 
 
 class Corpus:
-    """Sources of token shards; streams are made once and shared, so that equal ones are one object."""
+    """Sources of token shards; rows and streams are made once and shared, so that equal ones are one object."""
 
     def __init__(self, shards: TokenShards, seed: int):
         self.shards, self.seed = shards, seed
         self.generations = tuple(map(fingerprint, shards.hashes))  # first those curated at first, then what was added
         self.source = functools.cache(self._source)
         self.rows = functools.cache(self._rows)
+        self.stream = functools.cache(Stream)
 
     def generations_of(self, name: str, count: int) -> list[np.ndarray]:
         """Numbers of a source's documents in each of the first generations."""

@@ -35,7 +35,7 @@ def _in_segment(segment: Segment, source: int, document: int) -> list[Sighting]:
     found = []
     if first == end:
         return found
-    for epoch in range(stream.locate(first).epoch, stream.locate(end - 1).epoch + 1):
+    for epoch in range(stream.epoch(first), stream.epoch(end - 1) + 1):
         for number in stream.rows_with(document, epoch):
             if first <= number < end:
                 batch, row = segment.find(source, number)

@@ -34,6 +34,7 @@ class Piece(NamedTuple):
     begin: int
     size: int
     start: int
+    predicted: int  # how many of them have the next token of the document as their target
 
 
 class Split:
@@ -72,8 +73,14 @@ class Split:
             own, after = max(int(self.starts[document]), begin), min(int(self.starts[document + 1]), end)
             if own >= end:
                 break
-            found.append(Piece(document, own - int(self.starts[document]), after - own, own - begin))
+            size, whole = after - own, after == self.starts[document + 1]
+            found.append(Piece(document, own - int(self.starts[document]), size, own - begin, size - int(whole)))
         return found
+
+    @property
+    def count(self) -> int:
+        """How many rows there are; the last token of all predicts nothing."""
+        return max(-(-(int(self.starts[-1]) - 1) // self.row_length), 0)
 
     def rows_with(self, document: int) -> list[int]:
         """Rows that hold tokens of a document as inputs."""
@@ -115,8 +122,13 @@ class BestFit:
         own = slice(self.bounds[number], self.bounds[number + 1])
         sizes = self.sizes[own]
         starts = np.cumsum(sizes) - sizes
-        columns = (self.documents[own], self.begins[own], sizes, starts)
+        columns = (self.documents[own], self.begins[own], sizes, starts, sizes)
         return [Piece(*map(int, values)) for values in zip(*columns)]
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.bounds) - 1
 
     def rows_with(self, document: int) -> list[int]:
         """Rows that hold tokens of a document as inputs."""

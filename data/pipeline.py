@@ -70,7 +70,7 @@ class Batches:
         for row in range(segment.stage.rows):
             source, number = segment.locate(k, row)
             stream = segment.streams[source]
-            epoch = stream.locate(number).epoch
+            epoch = stream.epoch(number)
             found += [RowDocument(row, names[source], epoch, piece) for piece in stream.pieces(number)]
         return found
 

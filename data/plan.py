@@ -17,7 +17,7 @@ from data.corpus import POOL, Corpus
 from data.history import History, Record
 from data.mixture import Mixture
 from data.order import derive_seed
-from data.rows import Rows
+from data.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Segment:
     stage: Stage
     mixture: Mixture
     mix_start: int
-    streams: tuple[Rows, ...]  # one a source of the mixture
+    streams: tuple[Stream, ...]  # one a source of the mixture
     starts: tuple[int, ...]  # the row of each at row 0 of the mixture
 
     @property
@@ -60,7 +60,7 @@ class Cursor(NamedTuple):
     """How far a source is read."""
 
     base: int  # generations of documents when it was first read
-    stream: Rows
+    stream: Stream
     number: int  # the next row
 
 
@@ -156,24 +156,30 @@ class Plan:
         return left
 
     def _cursor(self, name: str, stage: Stage, record: Record) -> Cursor:
-        """Where a source goes on: at the same row or, where the stage's rows are other ones, at the next window."""
+        """Where a source goes on: at the same row or, where rows become other ones, with the rest of the window."""
         shape, generations = (stage.row_length, stage.packing), len(record.documents)
         if name not in self._cursors:
-            return Cursor(generations, self.corpus.rows(name, generations, *shape, ()), 0)
+            stream = self.corpus.stream(self.corpus.rows(name, generations, *shape, ()), None, 0)
+            return Cursor(generations, stream, stream.start)
         base, stream, number = self._cursors[name]
-        growths = stream.growths
-        while len(growths) < self.corpus.grown(name, base, generations):
+        growths = stream.rows.growths
+        if len(growths) < self.corpus.grown(name, base, generations):
             growths += (stream.next_window(number),)
-            stream, number = self.corpus.rows(name, base, stream.row_length, stream.packing, growths), 0
-        changed = self.corpus.rows(name, base, *shape, growths)
-        if changed is not stream:
-            number = changed.number(*stream.next_window(number))
-        return Cursor(base, changed, number)
+            rows = self.corpus.rows(name, base, *shape, growths)
+            stream = self.corpus.stream(rows, (stream, number), 0)
+            # Generations that came while the source was not read join one after the other, at the same place.
+            self._cursors[name] = Cursor(base, stream, stream.start)
+            return self._cursor(name, stage, record)
+        rows = self.corpus.rows(name, base, *shape, growths)
+        if rows is stream.rows:
+            return Cursor(base, stream, number)
+        stream = self.corpus.stream(rows, (stream, number), rows.number(*stream.next_window(number)))
+        return Cursor(base, stream, stream.start)
 
     def _until_dry(self, segment: Segment, record: Record, steps: int) -> int:
         """How many of the steps all sources last; those that do not last them all are dry afterwards."""
         epochs = (record.max_epochs.get(name) for name in segment.mixture.weights)
-        limits = np.array([np.inf if e is None else _rows_in(s, e) for s, e in zip(segment.streams, epochs)])
+        limits = np.array([np.inf if e is None else s.rows_in(e) for s, e in zip(segment.streams, epochs)])
         short = bisect.bisect_left(
             range(steps + 1), True, key=lambda n: bool((segment.read(segment.first + n) > limits).any())
         )
@@ -181,8 +187,3 @@ class Plan:
             over = segment.read(segment.first + short) > limits
             self._dry |= {name for name, dry in zip(segment.mixture.weights, over) if dry}
         return max(0, short - 1) if short <= steps else steps
-
-
-def _rows_in(stream: Rows, epochs: int) -> int:
-    """Rows of a stream before it has been read `epochs` times."""
-    return stream.number(epochs, 0) if epochs > stream.first_epoch else 0

@@ -151,6 +151,12 @@ class Rows:
         found = [self.find(epoch, window, row) for row in plan.rows_with(int(inside))]
         return sorted(number for number in found if number is not None)
 
+    def places(self, number: int) -> dict[int, int]:
+        """The documents of the window of row `number`, with their places in it."""
+        where = self.locate(number)
+        documents = self._plan(where.epoch, where.window)[1]
+        return {document: place for place, document in enumerate(documents.tolist())}
+
     def _split(self, number: int) -> tuple[int, int]:
         """The epoch of a row and its number in that epoch."""
         if number < self.rows_of_first:

@@ -53,9 +53,8 @@ def _explain_step(run: Run, workdir: Path, plan: Plan, step: int, checkpoint: in
     for found in documents:
         piece, shards = found.piece, plan.corpus.shards
         inside = slice(piece.start, piece.start + piece.size)
-        # Where the document ends in the row, its last token predicts nothing.
-        predicted = min(piece.size, int(shards.lengths[piece.document]) - 1 - piece.begin)
-        loss = "-" if nats_BT is None or not predicted else f"{nats_BT[found.row, inside].sum() / predicted:.4f}"
+        measured = nats_BT is not None and piece.predicted
+        loss = f"{nats_BT[found.row, inside].sum() / piece.predicted:.4f}" if measured else "-"
         source, name = shards.source(piece.document), shards.document_id(piece.document)
         where = (f"{piece.start}-{inside.stop}", f"{piece.begin}-{piece.begin + piece.size}")
         rows.append((found.row, *where, found.epoch, source, loss, name))

@@ -79,6 +79,7 @@ def test_segments_are_pieces_of_documents_and_positions_count_in_them(lengths, r
             inside = slice(piece.start, piece.start + piece.size)
             assert (row.segment_ids_T[inside] == segment).all()
             assert (row.positions_T[inside] == np.arange(piece.size)).all()
+            assert row.weights_T[inside].sum() == piece.predicted
             assert (row.tokens_T[inside] == 1000 * piece.document + piece.begin + np.arange(piece.size)).all()
         assert (row.weights_T[row.segment_ids_T == 0] == 0).all()
 

@@ -129,7 +129,7 @@ def test_documents_are_added_to_a_run_under_way(corpora, tmp_path, capsys):
     for verb in ("curate", "tokenize"):
         assert launch.main([verb, *more]) == 0
     assert launch.main(["train", *more]) == 2
-    assert "--amend lets it hold from step 9 on" in capsys.readouterr().err
+    assert "train --amend` lets it hold from the next step on" in capsys.readouterr().err
     assert launch.main(["train", *more, "--amend"]) == 0
     assert [len(record["documents"]) for record in history(workdir)] == [1, 2]
     capsys.readouterr()
