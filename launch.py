@@ -64,6 +64,12 @@ examples:
       one stage alone; those before it must be finished
   python launch.py generate --workdir=runs/quickstart --prompt="def main(" --max-tokens=200
       text from the newest checkpoint
+  python launch.py inspect-data --config=experiments/stages.py
+      mixture, shuffle, padding and epochs of a run, as a page, before it begins
+  python launch.py explain --workdir=runs/quickstart --step=1000
+      the documents of a step, with the loss of each
+  python launch.py train --amend --config.train.steps=3000
+      a run goes on under another mixture, length or added documents; its history records from where
 
 exit codes: 0 finished; 2 something to mend, said in one line; 130 Ctrl-C and 143 SIGTERM, after saving.
 """

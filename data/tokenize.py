@@ -74,6 +74,10 @@ def open_split(workdir: Path, split: str, added: int = 0) -> TokenShards:
     tokenizer = open_tokenizer(workdir).fingerprint
     for generation, folder in enumerate([workdir, *added_folders(workdir, added)]):
         manifest = read_stage(folder / TOKENS, "tokenize")
+        if manifest["spec"]["version"] != VERSION:
+            raise UserError(
+                f"{folder / TOKENS} was made by another version of Quintet; run `launch.py tokenize --rebuild`"
+            )
         if manifest["spec"]["tokenizer"] != tokenizer:
             raise UserError(
                 f"{folder / TOKENS} was encoded by another tokenizer than {workdir / TOKENIZER}; "
