@@ -37,7 +37,9 @@ def main() -> None:
     folder = given.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     environment(folder / "cache")
-    corpus = make_corpus(folder / "corpus")
+    corpus = folder / "corpus"
+    if not corpus.exists():  # its times of change belong to what is curated from it
+        make_corpus(corpus)
     for processes, kills in ((1, given.kills), (2, given.pairs)):
         if kills:
             disturb(Lab(folder, corpus, processes), folder / f"kills-{processes}.jsonl", kills)
@@ -108,8 +110,8 @@ def kill_table(results: Path, processes: int) -> str:
 
 def corrupt(count: int) -> None:
     """Corruptions of token shards and, their arrays covered in both ways, of checkpoints."""
-    from data.corruption_test import check as check_shards
-    from train.corruption_test import check as check_checkpoint
+    from chaos.corrupt_checkpoints import check as check_checkpoint
+    from chaos.corrupt_shards import check as check_shards
 
     kinds = {
         "token shards": lambda folder: check_shards(folder / "tokens", 1, count),

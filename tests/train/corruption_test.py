@@ -1,65 +1,7 @@
 """Every file of a checkpoint, corrupted in every way we know: noticed, or without effect, and never a wrong value."""
 
-import contextlib
-import functools
-from pathlib import Path
-
-import jax
-import numpy as np
 import pytest
-from chaos.corruptions import Row, run
-
-from model.config import ModelConfig
-from optim.build import build
-from optim.config import OptimConfig
-from train import manifest, state
-from train.checkpoint import Checkpoints
-from train.manifest import DamagedCheckpoint
-from train.sharding import make_mesh, state_shardings
-
-MODEL = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32)
-OPTIMIZER = build(OptimConfig(warmup_steps=10), 100)[0]
-ABSTRACT = state.abstract(MODEL, OPTIMIZER)
-SHARDINGS = state_shardings(ABSTRACT, make_mesh())
-STEP, RECORD = 7, {"history": [{"steps": 100, "rows": 4}], "name": "a run"}
-
-
-def write_checkpoint(folder: Path, hashed_below: int | None = None) -> state.TrainState:
-    """A checkpoint of a tiny model; with `hashed_below=0` its arrays are covered as those of a large one are."""
-    made = jax.jit(lambda: state.init(MODEL, OPTIMIZER, 0), out_shardings=SHARDINGS)()
-    made = jax.tree.map(lambda array: array + 1, made)
-    before = manifest.HASHED_BELOW
-    manifest.HASHED_BELOW = before if hashed_below is None else hashed_below
-    try:
-        with contextlib.closing(Checkpoints(folder, keep_last=1)) as checkpoints:
-            checkpoints.save(made, STEP, RECORD)
-    finally:
-        manifest.HASHED_BELOW = before
-    return made
-
-
-def outcome(folder: Path, expected: state.TrainState) -> str:
-    """`detected`, `harmless`, or what went wrong."""
-    reader = Checkpoints(folder.parent)
-    try:
-        found, record = reader.restore(ABSTRACT, SHARDINGS, STEP), reader.record(STEP)
-    except DamagedCheckpoint as damage:
-        return "detected" if "\n" not in str(damage) else f"more than one line: {damage}"
-    except Exception as error:  # noqa: BLE001, which is what we are looking for
-        return f"{type(error).__name__}: {error}"
-    equal = record == RECORD and jax.tree.structure(found) == jax.tree.structure(expected)
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected))
-    same = equal and all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-    return "harmless" if same else "a wrong value, silently"
-
-
-def check(folder: Path, hashed_below: int | None, seed: int, count: int) -> list[Row]:
-    """Writes a checkpoint, corrupts it, and fails where anything but `detected` and `harmless` came out."""
-    expected = write_checkpoint(folder, hashed_below)
-    assert outcome(folder / str(STEP), expected) == "harmless"
-    rows, wrong = run(folder / str(STEP), functools.partial(outcome, expected=expected), seed, count)
-    assert not wrong, "\n".join(wrong)
-    return rows
+from chaos.corrupt_checkpoints import check
 
 
 @pytest.mark.parametrize("hashed_below", [None, 0], ids=["hashed files", "array files by size"])
@@ -73,4 +15,4 @@ def test_no_corruption_gives_a_wrong_value(tmp_path, hashed_below):
 def test_no_corruption_of_many_gives_a_wrong_value(tmp_path, hashed_below):
     rows = check(tmp_path, hashed_below, seed=1, count=300)
     assert len(rows) == 9
-    assert sum(row.detected for row in rows) > 250
+    assert sum(row.detected for row in rows) > 200  # the others fall on what no reader looks at
