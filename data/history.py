@@ -77,8 +77,8 @@ def continue_history(history: History, now: Record, *, amend: bool) -> History:
         return history
     if not amend:
         raise UserError(
-            f"the config contradicts the history of this run ({_difference(last, now)}); `launch.py train --amend` lets "
-            "it hold from the next step on, another --workdir begins anew"
+            f"the config contradicts the history of this run ({_difference(last, now)}); `launch.py train --amend` "
+            "lets it hold from the next step on, another --workdir begins anew"
         )
     if now.step >= now.steps:
         raise UserError(

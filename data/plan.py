@@ -145,8 +145,8 @@ class Plan:
         self._last = segment
 
     def _weights(self, stage: Stage, step: int) -> dict[str, float]:
-        """The mixture of a stage without the sources that are dry."""
-        weights = {name: weight for name, weight in (stage.mixture or {POOL: 1.0}).items() if weight}
+        """The mixture of a stage without the sources that are dry, by name: the order must survive the JSON."""
+        weights = {name: weight for name, weight in sorted((stage.mixture or {POOL: 1.0}).items()) if weight}
         left = {name: weight for name, weight in weights.items() if name not in self._dry}
         if not left:
             raise UserError(

@@ -3,7 +3,7 @@
 Everything is read from the stages of a workdir; what is missing is named with the verb that makes it.
 """
 
-import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from core.config import parse
-from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_difference, hash_file, read_json
+from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_difference, hash_file
 from core.page import Page, code, link, strong, tag
 from core.progress import count, say
 from data.config import BatchConfig
-from evals import figures
+from evals import draw, figures
 from evals.figures import column, quantity
-from model.config import ModelConfig
+from evals.found import VERBS, Found, read
 from train import goodput
-from train.metrics import read_metrics
 from train.run import HISTORY
 
 VERSION = 2
 FOLDER = "report"
-VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 XZ = "xz -9e"
 GOODPUT = {
@@ -55,78 +52,10 @@ def report(config: Mapping[str, Any], workdir: Path, *, command: str | None = No
     found = read(config, workdir)
     _page(found, command).write(path)
     with atomic_write(image) as file:
-        figures.png(figures.loss(found.rows), file)
+        draw.png(figures.loss(found.rows), file)
     stage.finish([path, image], {"step": found.step})
     say(f"report: {path}")
     return path
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a workdir holds so far."""
-
-    config: Mapping[str, Any]
-    workdir: Path
-    manifests: dict[str, dict[str, Any]]  # of stages begun, by folder
-    rows: list[dict[str, Any]]  # of metrics.jsonl
-    result: dict[str, Any] | None  # eval.json
-
-    def summary(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage said of itself."""
-        manifest = self.manifests.get(stage, {"complete": False})
-        return manifest["summary"] if manifest["complete"] else None
-
-    @property
-    def trained(self) -> dict[str, Any] | None:
-        """What training was made from, finished or not."""
-        return self.manifests.get("train", {}).get("spec")
-
-    @property
-    def stages(self) -> list[dict[str, Any]]:
-        """The stages of training as last asked for."""
-        path = self.workdir / "train" / HISTORY
-        return read_json(path)[-1]["stages"] if path.exists() else []
-
-    @property
-    def steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage["steps"] for stage in self.stages)
-
-    @property
-    def model(self) -> ModelConfig | None:
-        """The shape of the model, once training has begun."""
-        return parse(ModelConfig, self.trained["model"], "model") if self.trained else None
-
-    @property
-    def step(self) -> int:
-        """Updates done, as far as the metrics say."""
-        return max((row["step"] for row in self.rows), default=0)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained on."""
-        return int(max(column(self.rows, "tokens")[1], default=0))
-
-    @property
-    def rate(self) -> float | None:
-        """Median tokens per second: a mean would count compilation and pauses."""
-        _, rates = column(self.rows, "tokens_per_second")
-        return float(np.median(rates)) if len(rates) else None
-
-    @property
-    def name(self) -> str:
-        """What to call the run."""
-        return self.workdir.resolve().name
-
-
-def read(config: Mapping[str, Any], workdir: Path) -> Found:
-    """Reads what the stages of a workdir left."""
-    paths = {name: workdir / name / MANIFEST for name in VERBS}
-    manifests = {name: read_json(path) for name, path in paths.items() if path.exists()}
-    result = workdir / "eval" / "eval.json"
-    rows = read_metrics(workdir / "train" / "metrics.jsonl") if "train" in manifests else []
-    rows = rows if any("loss" in row for row in rows) else []  # an evaluation may be written before its step
-    return Found(config, workdir, manifests, rows, read_json(result) if result.exists() else None)
 
 
 def _spec(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -272,10 +201,7 @@ def _loss(page: Page, found: Found) -> None:
     caption += [f"Guessing evenly among {vocabulary:,} tokens costs {math.log(vocabulary):.2f} nats."]
     if len(column(found.rows, "heldout_bits_per_byte")[0]):
         caption += ["While training, bits per byte are measured on the first held-out documents only."]
-    wide, narrow = (
-        figures.svg(figures.loss(found.rows, width), f"loss{width}", alt) for width in (figures.WIDE, figures.NARROW)
-    )
-    page.figure(wide, " ".join(caption), narrow=narrow)
+    draw.Sheet(page).figure("loss", functools.partial(figures.loss, found.rows), alt, " ".join(caption))
 
 
 def _compressors(page: Page, found: Found) -> None:
@@ -283,11 +209,7 @@ def _compressors(page: Page, found: Found) -> None:
     ours = heldout["bits_per_byte"]
     name = f"this model, step {found.result['step']:,}"
     alt = f"Held-out bits per byte: {ours:.3f} for this model, {others[XZ]['each_document']:.3f} for {XZ}"
-    wide, narrow = (
-        figures.svg(figures.compressors(ours, name, others, width), f"compressors{width}", alt)
-        for width in (figures.WIDE, figures.NARROW)
-    )
-    page.figure(wide, narrow=narrow)
+    draw.Sheet(page).figure("compressors", functools.partial(figures.compressors, ours, name, others), alt)
     tokens = found.summary("tokens")
     seen = quantity(tokens["train"]["bytes"]) if tokens else "a corpus"
     page.text(
@@ -318,7 +240,7 @@ def _dynamics(page: Page, found: Found) -> None:
         ("logit", "Largest attention logit by step", figures.max_logit(found.rows)),
         ("speed", "Tokens per second by step", figures.tokens_per_second(found.rows)),
     ]
-    page.figures((figures.svg(figure, name, alt), "") for name, alt, figure in drawn)
+    page.figures((draw.svg(figure, name, alt), "") for name, alt, figure in drawn)
 
 
 def _goodput(page: Page, found: Found) -> None:
@@ -330,11 +252,7 @@ def _goodput(page: Page, found: Found) -> None:
     share = seconds.get("step", 0) / total
     page.text(strong(f"{share:.1%} of {_time(total)} went into steps"), ", counted over all restarts.")
     alt = f"Where the time went: {share:.1%} of it into steps"
-    wide, narrow = (
-        figures.svg(figures.goodput(seconds, width), f"goodput{width}", alt)
-        for width in (figures.WIDE, figures.NARROW)
-    )
-    page.figure(wide, narrow=narrow)
+    draw.Sheet(page).figure("goodput", functools.partial(figures.goodput, seconds), alt)
     rows = [(GOODPUT[kind], own, 100 * own / total) for kind, own in seconds.items()]
     page.table(["what", "seconds", "share, %"], rows)
 
@@ -344,7 +262,7 @@ def _data(page: Page, found: Found) -> None:
     drawn = [(figures.sources(curated["sources"]), "sources", "Bytes kept by source")]
     if curated["dropped"]:
         drawn.append((figures.drops(curated["sources"]), "drops", "Documents dropped by reason"))
-    page.figures((figures.svg(figure, name, alt), "") for figure, name, alt in drawn)
+    page.figures((draw.svg(figure, name, alt), "") for figure, name, alt in drawn)
     kinds = ("train_documents", "train_bytes", "heldout_documents", "heldout_bytes")
     rows = []
     for source, own in curated["sources"].items():

@@ -3,8 +3,8 @@
     python launch.py --config=experiments/stages.py --workdir=runs/stages
 
 Each stage has its own mixture of sources, rows and packing; a source goes on where the stage before left it. The
-weights are SmolLM3's of web, code and math, put on the three sources of the Python installation. Look before a long run
-with `launch.py inspect-data`, and at any step with `launch.py explain`.
+weights are SmolLM3's of web, code and math, put on the three sources of the Python installation. Look before a long
+run with `launch.py inspect-data`, and at any step with `launch.py explain`.
 
 Expected time: 2 minutes on two CPU cores.
 Expected result: about 2.4 bits per byte; the model is the smoke run's.

@@ -102,12 +102,22 @@ def require_history(run: Run, workdir: Path, corpus: Corpus) -> History:
     return history
 
 
-def open_plan(run: Run, workdir: Path) -> Plan:
-    """The data of every step: by the history of the run or, before it begins, by the config."""
-    corpus = Corpus(open_split(workdir, "train", run.added), run.seed)
-    if (workdir / FOLDER / HISTORY).exists():
-        return Plan(require_history(run, workdir, corpus), corpus, run.seed)
-    return Plan((data_history.ask(run.batch, run.train.steps, corpus.generations),), corpus, run.seed)
+def open_plan(run: Run, workdir: Path, *, amend: bool = False) -> Plan:
+    """The data of every step: by the history of the run or, before it begins, by the config.
+
+    With `amend`, a config that asks for something else holds from the newest checkpoint on instead of being refused.
+    """
+    folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    if not (folder / HISTORY).exists():
+        history = (data_history.ask(run.batch, run.train.steps, corpus.generations),)
+    elif amend:
+        step = Checkpoints(folder / CHECKPOINTS).latest or 0
+        now = data_history.ask(run.batch, run.train.steps, corpus.generations, step)
+        recorded = data_history.from_json(read_json(folder / HISTORY))
+        history = data_history.continue_history(recorded, now, amend=True)
+    else:
+        history = require_history(run, workdir, corpus)
+    return Plan(history, corpus, run.seed)
 
 
 def load_params(run: Run, workdir: Path, at_most: int | None = None) -> tuple[Any, int]:

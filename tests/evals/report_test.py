@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.page import printable
-from evals import figures
+from evals import draw, figures
 from evals.report import report
 
 SOURCES = {
@@ -246,7 +246,7 @@ def test_smoothing_keeps_levels_and_the_first_value():
 
 def test_many_sources_are_added_up():
     counts = {f"s{i}": {"train_bytes": 1000 * (i + 1), "train_documents": 1} for i in range(40)}
-    drawing = figures.svg(figures.sources(counts), "many", "sources")
+    drawing = draw.svg(figures.sources(counts), "many", "sources")
     assert "29 others</text>" in drawing
     assert "435 kB</text>" in drawing  # 1 + 2 + ... + 29
     assert "s40" not in drawing

@@ -1,0 +1,86 @@
+"""What a workdir holds so far, as the report shows it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config import parse
+from core.files import MANIFEST, read_json
+from evals.figures import column
+from model.config import ModelConfig
+from train.metrics import read_metrics
+from train.run import HISTORY
+
+# Folders of the stages, and the verbs that make them.
+VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a workdir holds so far."""
+
+    config: Mapping[str, Any]
+    workdir: Path
+    manifests: dict[str, dict[str, Any]]  # of stages begun, by folder
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    result: dict[str, Any] | None  # eval.json
+
+    def summary(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage said of itself."""
+        manifest = self.manifests.get(stage, {"complete": False})
+        return manifest["summary"] if manifest["complete"] else None
+
+    @property
+    def trained(self) -> dict[str, Any] | None:
+        """What training was made from, finished or not."""
+        return self.manifests.get("train", {}).get("spec")
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The stages of training as last asked for."""
+        path = self.workdir / "train" / HISTORY
+        return read_json(path)[-1]["stages"] if path.exists() else []
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage["steps"] for stage in self.stages)
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The shape of the model, once training has begun."""
+        return parse(ModelConfig, self.trained["model"], "model") if self.trained else None
+
+    @property
+    def step(self) -> int:
+        """Updates done, as far as the metrics say."""
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return int(max(column(self.rows, "tokens")[1], default=0))
+
+    @property
+    def rate(self) -> float | None:
+        """Median tokens per second: a mean would count compilation and pauses."""
+        _, rates = column(self.rows, "tokens_per_second")
+        return float(np.median(rates)) if len(rates) else None
+
+    @property
+    def name(self) -> str:
+        """What to call the run."""
+        return self.workdir.resolve().name
+
+
+def read(config: Mapping[str, Any], workdir: Path) -> Found:
+    """Reads what the stages of a workdir left."""
+    paths = {name: workdir / name / MANIFEST for name in VERBS}
+    manifests = {name: read_json(path) for name, path in paths.items() if path.exists()}
+    result = workdir / "eval" / "eval.json"
+    rows = read_metrics(workdir / "train" / "metrics.jsonl") if "train" in manifests else []
+    rows = rows if any("loss" in row for row in rows) else []  # an evaluation may be written before its step
+    return Found(config, workdir, manifests, rows, read_json(result) if result.exists() else None)
