@@ -150,10 +150,13 @@ def _steps(text: str) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs one verb, or the recipe."""
-    from core.errors import raise_on_sigterm
+    from core.errors import UserError, raise_on_sigterm
 
     raise_on_sigterm()
     initialise_platform()
+    for flag in ("amend", "skip"):
+        if getattr(arguments, flag) and arguments.verb not in (None, "train"):
+            raise UserError(f"--{flag} changes the history of a run and belongs to train, not to {arguments.verb}")
     experiment = open_experiment(arguments)
     with joined(arguments):
         for verb in [arguments.verb] if arguments.verb else RECIPE:
@@ -165,6 +168,8 @@ def joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
     """The other processes of a run of several, joined; nothing to do for a run of one."""
     from core.errors import UserError
 
+    if arguments.coordinator is None and (arguments.processes, arguments.process) != (1, 0):
+        raise UserError("--processes and --process need --coordinator=HOST:PORT, of process 0")
     if arguments.coordinator is None:
         return contextlib.nullcontext()
     if arguments.verb != "train":

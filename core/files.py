@@ -97,6 +97,12 @@ class Stage:
             return False
         return True
 
+    def start_over(self, reason: str) -> None:
+        """Sets aside what the folder holds; the stage begins anew in an empty one."""
+        say(f"{self.folder} is stale ({reason}); set aside as {set_aside(self.folder)}")
+        self.manifest = None
+        write_json(self.folder / MANIFEST, {"spec": self.spec, "complete": False})
+
     def reopen(self) -> None:
         """Takes back that the stage is complete, before more is added to it."""
         if self.manifest is not None and self.manifest["complete"]:
@@ -125,7 +131,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A stage's manifest; one whose content is not what was written is refused."""
     manifest = read_json(path)
     own = {key: value for key, value in manifest.items() if key != "fingerprint"} if type(manifest) is dict else {}
-    if not {"spec", "complete"} <= own.keys() or manifest.get("fingerprint", fingerprint(own)) != fingerprint(own):
+    whole = {"spec", "complete"} <= own.keys() and own["complete"] in (True, False)
+    if not whole or (own["complete"] and manifest.get("fingerprint") != fingerprint(own)):
         raise UserError(f"{path} is damaged; restore it, or use another --workdir")
     return manifest
 

@@ -6,10 +6,11 @@ batches are left out at that point. `data/plan.py` lays out what follows from it
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import first_difference
+from core.files import fingerprint, first_difference, read_json, write_json
 from data.config import BatchConfig, Stage
 
 
@@ -60,12 +61,30 @@ def from_json(records: Sequence[Mapping[str, Any]]) -> History:
     )
 
 
+def write(path: Path, history: History) -> None:
+    """Writes a history with a hash of itself."""
+    records = to_json(history)
+    write_json(path, {"records": records, "fingerprint": fingerprint(records)})
+
+
+def read(path: Path) -> History:
+    """What `write` wrote."""
+    found = read_json(path)
+    try:
+        if found["fingerprint"] == fingerprint(found["records"]):
+            return from_json(found["records"])
+    except (KeyError, TypeError):
+        pass  # told below, as any other content that was not written here
+    raise UserError(f"{path} is damaged; without that file the history of the newest checkpoint holds")
+
+
 def continue_history(history: History, now: Record, *, amend: bool) -> History:
     """The history with what the config asks `now`, from its step on.
 
-    The same as before changes nothing; something else is refused, or with `amend` appended.
+    The same as before changes nothing; something else is refused, or with `amend` appended, in place of records
+    from that step on. A run of which nothing is kept, and nothing was amended, begins with what the config asks.
     """
-    if not history or now.step == 0:
+    if not history or (now.step == 0 and len(history) == 1):
         return (dataclasses.replace(now, step=0),)
     last = history[-1]
     if now.documents[: len(last.documents)] != last.documents:
@@ -84,13 +103,19 @@ def continue_history(history: History, now: Record, *, amend: bool) -> History:
         raise UserError(
             f"{now.step:,} steps are done and the config asks for {now.steps:,}; make the last stage longer"
         )
-    return (*history, now)
+    kept = tuple(record for record in history if record.step < now.step)
+    return kept if kept and now.asks_as(kept[-1]) else (*kept, now)
 
 
 def skip(history: History, step: int, batches: int) -> History:
-    """The history with `batches` left out at `step`: step + i gets what step + batches + i would have got."""
+    """The history with `batches` left out at `step`: what was planned for them is not read."""
+    steps = history[-1].steps
+    if step + batches > steps:
+        raise UserError(f"step {step + batches:,} is not in this run, whose steps are 1 to {steps:,}")
     if history[-1].step > step:
-        raise UserError(f"the history changes at step {history[-1].step + 1:,}; only what comes after can be skipped")
+        raise UserError(
+            f"the history changes at step {history[-1].step + 1:,}; only steps from there on can be skipped"
+        )
     return (*history, dataclasses.replace(history[-1], step=step, skip=batches))
 
 

@@ -73,11 +73,13 @@ class Plan:
         self._cursors: dict[str, Cursor] = {}
         self._dry: set[str] = set()
         self._last: Segment | None = None
-        for record, following in zip(history, [*history[1:], None]):
+        assert [record.step for record in history] == sorted(record.step for record in history)
+        for before, record, following in zip([None, *history], history, [*history[1:], None]):
             self._check(record)
-            if record.skip:
-                # As if the batches were read, at no step: what follows goes on behind them.
-                self._advance(dataclasses.replace(self._begin(record, record.step), steps=record.skip))
+            if before and (before.max_epochs, before.documents) != (record.max_epochs, record.documents):
+                self._dry = set()  # found anew
+            # Batches that are skipped are read at no step: what follows goes on behind them.
+            self._lay(record, record.step + record.skip, emit=False)
             self._lay(record, following.step if following else record.steps)
         self._firsts = [segment.first for segment in self.segments]
 
@@ -111,7 +113,7 @@ class Plan:
             if name not in names:
                 raise UserError(f"max_epochs names a source {name} that no document has{suggest(name, names)}")
 
-    def _lay(self, record: Record, end: int) -> None:
+    def _lay(self, record: Record, end: int, *, emit: bool = True) -> None:
         """Segments from the record's step to `end`, stage by stage, and at every source that runs dry."""
         step = record.step
         ends = np.cumsum([stage.steps for stage in record.stages]).tolist()
@@ -119,7 +121,7 @@ class Plan:
             segment = self._begin(record, step)
             steps = min(end, ends[segment.number]) - step
             segment = dataclasses.replace(segment, steps=self._until_dry(segment, record, steps))
-            if segment.steps:
+            if segment.steps and emit:
                 self.segments.append(segment)
             self._advance(segment)
             step = segment.end

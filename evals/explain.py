@@ -37,7 +37,7 @@ def explain(
         raise UserError("explain takes either --step=K or --document=ID")
     plan = open_plan(run, workdir)
     if document is not None:
-        _explain_document(plan, workdir, document)
+        _explain_document(run, plan, workdir, document)
     else:
         _explain_step(run, workdir, plan, step, checkpoint)
 
@@ -75,7 +75,7 @@ def _params(run: Run, workdir: Path, step: int, checkpoint: int | None) -> tuple
     if checkpoint is None and not any(saved < step for saved in steps):
         say(f"explain: no checkpoint from before step {step:,} is kept; --checkpoint=K names another ({steps})")
         return None, None
-    return load_params(run, workdir, at_most=step - 1 if checkpoint is None else checkpoint)
+    return load_params(run, workdir, at_most=step - 1 if checkpoint is None else None, exactly=checkpoint)
 
 
 def token_nats(run: Run, params: Any, batch: Batch) -> np.ndarray:
@@ -86,10 +86,10 @@ def token_nats(run: Run, params: Any, batch: Batch) -> np.ndarray:
     return np.concatenate([np.asarray(measure(params, part)) for part in parts])
 
 
-def _explain_document(plan: Plan, workdir: Path, identifier: str) -> None:
+def _explain_document(run: Run, plan: Plan, workdir: Path, identifier: str) -> None:
     number = plan.corpus.shards.find(identifier)
     if number is None:
-        raise UserError(f"document {identifier} is not trained on: {_why_not(workdir, identifier)}")
+        raise UserError(f"document {identifier} is not trained on: {_why_not(run, workdir, identifier)}")
     folder = workdir / FOLDER / CHECKPOINTS
     done = (Checkpoints(folder).latest or 0) if folder.is_dir() else 0
     rows = []
@@ -104,9 +104,9 @@ def _explain_document(plan: Plan, workdir: Path, identifier: str) -> None:
     )
 
 
-def _why_not(workdir: Path, identifier: str) -> str:
+def _why_not(run: Run, workdir: Path, identifier: str) -> str:
     """What became of a document that no training shard holds."""
-    if open_split(workdir, "heldout").find(identifier) is not None:
+    if open_split(workdir, "heldout", run.added).find(identifier) is not None:
         return "it is held out"
     for path in sorted(workdir.glob(f"**/{CURATED}/dropped.jsonl")):
         with path.open(encoding="utf-8") as file:

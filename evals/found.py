@@ -9,10 +9,11 @@ import numpy as np
 
 from core.config import parse
 from core.files import MANIFEST, read_json
+from data.history import to_json
 from evals.figures import column
 from model.config import ModelConfig
 from train.metrics import read_metrics
-from train.run import HISTORY
+from train.run import FOLDER, recorded_history
 
 # Folders of the stages, and the verbs that make them.
 VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
@@ -41,8 +42,8 @@ class Found:
     @property
     def stages(self) -> list[dict[str, Any]]:
         """The stages of training as last asked for."""
-        path = self.workdir / "train" / HISTORY
-        return read_json(path)[-1]["stages"] if path.exists() else []
+        recorded = recorded_history(self.workdir / FOLDER)
+        return to_json(recorded)[-1]["stages"] if recorded else []
 
     @property
     def steps(self) -> int:

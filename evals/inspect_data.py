@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.files import Stage, first_difference, read_json
+from core.files import Stage, first_difference
 from core.page import Page, code, strong
 from core.progress import count, say
 from data.corpus import POOL
-from data.history import from_json, to_json
+from data.history import to_json
 from data.inspect import (
     PACKINGS,
     Outcomes,
@@ -57,7 +57,7 @@ class Change(NamedTuple):
 def inspect_data(run: Run, workdir: Path) -> Path:
     """Makes `workdir/inspect-data/inspect-data.html` and a PNG of every picture in it; returns the page's path."""
     plan = open_plan(run, workdir, amend=True)
-    change = change_of(plan, workdir / train_run.FOLDER / train_run.HISTORY)
+    change = change_of(plan, workdir / train_run.FOLDER)
     spec = {"version": VERSION, "seed": run.seed, "history": to_json(plan.history), "change": change}
     stage = Stage(workdir / FOLDER, {**spec, "documents": plan.corpus.generations}, stale="replace")
     path = stage.folder / "inspect-data.html"
@@ -88,9 +88,9 @@ def inspect_data(run: Run, workdir: Path) -> Path:
     return path
 
 
-def change_of(plan: Plan, history: Path) -> Change | None:
+def change_of(plan: Plan, folder: Path) -> Change | None:
     """How a plan departs from the history of the run; None where it does not, or nothing is trained yet."""
-    recorded = from_json(read_json(history)) if history.exists() else plan.history
+    recorded = train_run.recorded_history(folder) or plan.history
     if recorded == plan.history:
         return None
     old, new = (

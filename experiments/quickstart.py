@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 200
     config.train.checkpoint_every = 200
     config.train.keep_checkpoints = 2
+    config.train.keep_every = 200  # all of them: 16 MB each, and `explain` finds one from before any step
 
     # What came out
     config.eval = ConfigDict()

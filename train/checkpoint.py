@@ -61,7 +61,7 @@ class _NotOrbax(logging.Filter):
         """False for what comes from Orbax or TensorStore."""
         error = str(record.exc_info[1]) if record.exc_info else ""
         text = f"{record.pathname} {record.getMessage()} {error}" if record.name == "asyncio" else record.pathname
-        return "orbax" not in text and "tensorstore" not in text
+        return not any(name in text.lower() for name in ("orbax", "tensorstore", "ocdbt"))
 
 
 def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -69,7 +69,7 @@ def _without_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def told(ignored: Any) -> None:
         text = str(ignored.exc_value)
-        if text != "Event loop is closed" and "TensorStore" not in text:
+        if text != "Event loop is closed" and not any(name in text for name in ("TensorStore", "OCDBT")):
             hook(ignored)
 
     return told
@@ -148,7 +148,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             if not disk_full(error):
                 raise
-            self._skip(step, error)
+            self._skip(step)
         else:
             structure = jax.tree.map(lambda _: 0, state)  # the arrays may be donated meanwhile
             self.saving = self.thread.submit(self._finish, part, body, text, structure, sums)
@@ -180,6 +180,13 @@ class Checkpoints:
         files = read_manifest(folder)["files"]
         check_files(folder, {RECORD: files[RECORD]})
         return json.loads(read(folder, RECORD))
+
+    def check(self, step: int) -> None:
+        """Raises DamagedCheckpoint where a file of a checkpoint is missing or not what was saved."""
+        folder = self.folder / str(step)
+        if not folder.is_dir():
+            raise DamagedCheckpoint(folder, "it is missing")
+        check_files(folder, read_manifest(folder)["files"])
 
     def restore(self, abstract: TrainState, shardings: Any, step: int) -> TrainState:
         """The state at `step`, laid out as told; `DamagedCheckpoint` when a file or an array is not as saved."""
@@ -214,7 +221,8 @@ class Checkpoints:
         while (step := self._choose(at_most, tried)) is not None:
             tried.add(step)
             try:
-                found = Restored(self.restore(abstract, shardings, step), step, self.record(step))
+                record = _together(self.folder / str(step), lambda step=step: self.record(step))
+                found = Restored(self.restore(abstract, shardings, step), step, record)
             except DamagedCheckpoint as damage:
                 if (self.folder / str(step)).exists():  # else the writer removed it while this process read
                     damages[step] = damage
@@ -257,14 +265,13 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             if not disk_full(error):
                 raise
-            self._skip(step, error)
+            self._skip(step)
         else:
             self._retain()
 
-    def _skip(self, step: int, error: Exception) -> None:
+    def _skip(self, step: int) -> None:
         """After a save for which the disk had no room: what it wrote is removed, and the run goes on."""
-        reason = " ".join(str(error).split())[:200]
-        self.failed = f"{self.folder}: no space is left on the disk for the checkpoint of step {step:,} ({reason})"
+        self.failed = f"{self.folder}: no space is left on the disk for the checkpoint of step {step:,}"
         if _first():
             self._clean()
         self.orbax = _make_orbax()  # the old one may hold more errors of the same save, for whoever uses it next

@@ -9,12 +9,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from core.errors import Stopped, UserError, explain
+from core.files import fingerprint
 from core.progress import say
 
 LOST = (
@@ -72,7 +74,7 @@ def finish() -> None:
 def abandon(error: BaseException) -> NoReturn:
     """Tells an error and ends; at an ordinary exit JAX would wait for the others, which now end too."""
     explained = explain(error)
-    if explained is None:
+    if explained is None or "--debug" in sys.argv:
         traceback.print_exception(error)
     else:
         os.write(2, f"launch.py: {explained.line}\n".encode())
@@ -85,6 +87,14 @@ def barrier(name: str) -> None:
     """Waits until all processes are here; nothing with one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def require_same(settings: Any) -> None:
+    """Refuses processes that were started with different configs or flags; `settings` is anything JSON can say."""
+    if jax.process_count() > 1:
+        own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
+        if (multihost_utils.process_allgather(own) != own).any():
+            raise UserError("the processes of this run were started with different configs or flags; start all alike")
 
 
 def shown() -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, read_json, set_aside, write_json
+from core.files import MANIFEST, Stage, Stale, read_manifest
 from core.progress import count, say
 from data import history as data_history
 from data.corpus import Corpus
@@ -19,8 +19,18 @@ from data.tokenize import open_split
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
 from train.goodput import Goodput
+from train.manifest import DamagedCheckpoint
 from train.metrics import Journal
-from train.run import CHECKPOINTS, FOLDER, HISTORY, Run, make_program, read_history, run_spec
+from train.run import (
+    CHECKPOINTS,
+    FOLDER,
+    HISTORY,
+    Run,
+    make_program,
+    read_history,
+    recorded_history,
+    run_spec,
+)
 from train.step import Step
 from train.stop import Stop
 
@@ -58,19 +68,19 @@ def train(
     metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
     """
     goodput = Goodput()
-    amendment = _without_done(amendment, workdir / FOLDER / HISTORY)
     folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")
+    amendment = _without_done(amendment, folder)
     if is_finished(run, folder, corpus, amendment):
         say(f"train: {folder} is up to date")
         return
-    hosts.barrier("all know whether the run is finished")
-    if stage is not None:
-        stage.reopen()
     keep = {"keep_last": run.train.keep_checkpoints, "keep_every": run.train.keep_every}
     checkpoints = Checkpoints(folder / CHECKPOINTS, **keep)
     step, current, start, batches, batch_sharding = set_up(run, folder, corpus, checkpoints, amendment)
+    if stage is not None:
+        stage.reopen()
     plan, config = batches.plan, run.train
     record = {"history": data_history.to_json(plan.history)}
     journal = Journal(folder, start, plan, goodput)
@@ -113,13 +123,15 @@ def train(
         stage.finish(files, {"step": done, "tokens": plan.tokens, "steps": plan.steps, **record})
 
 
-def _without_done(amendment: Amendment, path: Path) -> Amendment:
+def _without_done(amendment: Amendment, folder: Path) -> Amendment:
     """Without a skip that the history holds already: the same command once more does not skip once more."""
-    if amendment.skip is None or not path.exists():
+    if amendment.skip is None:
         return amendment
     first, last = amendment.skip
-    done = [(record.step, record.skip) for record in data_history.from_json(read_json(path))]
-    return amendment._replace(skip=None) if (first - 1, last - first + 1) in done else amendment
+    if (first - 1, last - first + 1) not in [(record.step, record.skip) for record in recorded_history(folder)]:
+        return amendment
+    say(f"train: what was planned for steps {first:,} to {last:,} is left out already")
+    return amendment._replace(skip=None)
 
 
 def _timed(batches: Iterator[Any], goodput: Goodput) -> Iterator[Any]:
@@ -136,14 +148,16 @@ def _timed(batches: Iterator[Any], goodput: Goodput) -> Iterator[Any]:
 
 def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage | None:
     """The stage, held by the first process; with `set_aside` also a run whose history the config contradicts is."""
+    now = data_history.ask(run.batch, run.train.steps, corpus.generations)
+    if stale == "set_aside":  # what replaces the run must be possible
+        make_program(run, sharding.make_mesh())
+        Plan((now,), corpus, run.seed)
     if jax.process_index() != 0:
         return None
-    folder, spec = workdir / FOLDER, run_spec(run, workdir)
-    if stale == "set_aside" and (folder / HISTORY).exists():
-        last = data_history.from_json(read_json(folder / HISTORY))[-1]
-        if not last.asks_as(data_history.ask(run.batch, run.train.steps, corpus.generations)):
-            say(f"{folder} has another history than the config; set aside as {set_aside(folder)}")
-    return Stage(folder, spec, stale=stale)
+    stage = Stage(workdir / FOLDER, run_spec(run, workdir), stale=stale)
+    if stale == "set_aside" and (recorded := recorded_history(stage.folder)) and not now.asks_as(recorded[-1]):
+        stage.start_over("the config asks for other data than its history")
+    return stage
 
 
 def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, amendment: Amendment) -> Setup:
@@ -159,13 +173,17 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
     if amendment.skip:
         first, last = amendment.skip
         if restored is None and checkpoints.steps:
-            raise UserError(f"no checkpoint from before step {first:,} is left to go back to")
+            raise UserError(
+                f"no checkpoint from before step {first:,} is left to go back to; there are {checkpoints.steps} "
+                "(train.keep_every keeps more)"
+            )
         history = data_history.skip(history, first - 1, last - first + 1)
-        checkpoints.set_aside_after(start)
+    plan = Plan(history, corpus, run.seed)  # refuses what cannot be, before anything is changed
     hosts.barrier("all have read the history")
+    if amendment.skip:
+        checkpoints.set_aside_after(start)
     if jax.process_index() == 0:
-        write_json(folder / HISTORY, data_history.to_json(history))
-    plan = Plan(history, corpus, run.seed)
+        data_history.write(folder / HISTORY, history)
     batch_sharding = sharding.batch_sharding(mesh)
     tell = say if jax.process_index() == 0 else lambda _: None
     tell(
@@ -183,10 +201,17 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
 
 
 def is_finished(run: Run, folder: Path, corpus: Corpus, amendment: Amendment) -> bool:
-    """True when the run has been trained to its end and nothing else is asked of it."""
-    manifest = read_json(folder / MANIFEST)
+    """True when the run has been trained to its end, its last checkpoint is whole, and no more is asked of it."""
+    manifest = read_manifest(folder / MANIFEST)
     if not manifest["complete"] or amendment.skip:
         return False
-    recorded = data_history.from_json(manifest["summary"]["history"])
-    now = data_history.ask(run.batch, run.train.steps, corpus.generations, manifest["summary"]["step"])
-    return data_history.continue_history(recorded, now, amend=amendment.amend) == recorded
+    recorded, step = recorded_history(folder), manifest["summary"]["step"]
+    now = data_history.ask(run.batch, run.train.steps, corpus.generations, step)
+    if data_history.continue_history(recorded, now, amend=amendment.amend) != recorded:
+        return False
+    try:
+        Checkpoints(folder / CHECKPOINTS).check(step)
+    except DamagedCheckpoint as damage:
+        say(f"train: {damage}; the last steps are trained again")
+        return False
+    return True

@@ -94,9 +94,18 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards}
 
 
+def recorded_history(folder: Path) -> History:
+    """The history of a run as last written or, without that file, of its newest checkpoint; empty before that."""
+    if (folder / HISTORY).exists():
+        return data_history.read(folder / HISTORY)
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    newest = checkpoints.latest
+    return data_history.from_json(checkpoints.record(newest)["history"]) if newest is not None else ()
+
+
 def require_history(run: Run, workdir: Path, corpus: Corpus) -> History:
     """The history of a run; refuses a config that asks for something else than it."""
-    history = data_history.from_json(read_json(workdir / FOLDER / HISTORY))
+    history = recorded_history(workdir / FOLDER)
     now = data_history.ask(run.batch, run.train.steps, corpus.generations, max(1, history[-1].step))
     data_history.continue_history(history, now, amend=False)
     return history
@@ -108,46 +117,44 @@ def open_plan(run: Run, workdir: Path, *, amend: bool = False) -> Plan:
     With `amend`, a config that asks for something else holds from the newest checkpoint on instead of being refused.
     """
     folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
-    if not (folder / HISTORY).exists():
+    recorded = recorded_history(folder)
+    if not recorded:
         history = (data_history.ask(run.batch, run.train.steps, corpus.generations),)
     elif amend:
         step = Checkpoints(folder / CHECKPOINTS).latest or 0
         now = data_history.ask(run.batch, run.train.steps, corpus.generations, step)
-        recorded = data_history.from_json(read_json(folder / HISTORY))
         history = data_history.continue_history(recorded, now, amend=True)
     else:
         history = require_history(run, workdir, corpus)
     return Plan(history, corpus, run.seed)
 
 
-def load_params(run: Run, workdir: Path, at_most: int | None = None) -> tuple[Any, int]:
-    """Parameters of the newest good checkpoint, or of the newest not after step `at_most`, and its step."""
+def load_params(
+    run: Run, workdir: Path, *, at_most: int | None = None, exactly: int | None = None
+) -> tuple[Any, int]:
+    """Parameters of the newest good checkpoint up to step `at_most`, or of that of step `exactly`, and its step."""
     folder = workdir / FOLDER
-    if not (folder / CHECKPOINTS).is_dir():
-        raise UserError(
-            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
-        )
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    missing = f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
+    if not checkpoints.steps:
+        raise UserError(missing)
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
     program = make_program(run, sharding.make_mesh())
-    restored = Checkpoints(folder / CHECKPOINTS).restore_newest(program.abstract, program.shardings, at_most)
+    if exactly is not None:
+        return checkpoints.restore(program.abstract, program.shardings, exactly).params, exactly
+    restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)
     if restored is None:
-        raise UserError(
-            f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
-        )
+        raise UserError(missing)
     return restored.state.params, restored.step
 
 
 def read_history(path: Path, saved: History, start: int) -> History:
-    """The history as last written, where it goes on from the one `saved` with the checkpoint of step `start`.
-
-    Without a checkpoint nothing is kept but what was already decided about later steps.
-    """
-    if not path.exists():
-        return saved
-    written = data_history.from_json(read_json(path))
-    if written[: len(saved)] != saved and saved[: len(written)] != written:
+    """The history as last written, where it goes on from the one `saved` with the checkpoint of step `start`."""
+    written = data_history.read(path) if path.exists() else ()
+    shorter, longer = sorted((written, saved), key=len)
+    if longer[: len(shorter)] != shorter:
         raise UserError(
-            f"{path} contradicts the checkpoint of step {start:,}; remove that file to go by the checkpoint"
+            f"{path} contradicts the checkpoint of step {start:,}; without that file the checkpoint's history holds"
         )
-    return max(written, saved, key=len)
+    return longer

@@ -208,6 +208,57 @@ def test_a_skipped_window_is_left_out_and_the_rest_moves_up(corpus, mixture, ste
             np.testing.assert_array_equal(one, other)
 
 
+@given(corpora(), stage_lists(), st.data(), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_what_is_skipped_across_stages_is_not_read(corpus, stages, data, seed):
+    """The tokens planned for skipped steps do not come again in that epoch, also where a stage ends among them."""
+    shards = FakeShards(*corpus)
+    history = history_of(shards, BatchConfig(stages=stages))
+    original = batches_of(shards, history, seed)
+    first = data.draw(st.integers(0, len(original) - 1))
+    count = data.draw(st.integers(1, len(original) - first))
+    skipped = batches_of(shards, skip(history, first, count), seed)
+    assert len(skipped) == len(original)
+
+    def tokens(batches, steps):
+        for k in steps:
+            pool = POOL in batches.plan.segment(k).mixture.weights
+            for _, source, epoch, piece in batches.documents(k):
+                for token in range(piece.begin + 1, piece.begin + piece.predicted + 1):
+                    yield POOL if pool else source, epoch, piece.document, token
+
+    left_out = set(tokens(original, range(first, first + count)))
+    assert not left_out & set(tokens(skipped, range(len(skipped))))
+    assert_sightings(skipped)
+
+
+def test_an_amendment_takes_the_place_of_what_was_decided_for_later():
+    shards = FakeShards([10] * 60, ["a"] * 30 + ["b"] * 30)
+    first = history_of(shards, BatchConfig(rows=6, row_length=9, mixture={"a": 1}), 20)
+    later = skip(first, 12, 3)
+    other = ask(BatchConfig(rows=6, row_length=9, mixture={"b": 1}), 20, first[0].documents, 8)
+    assert [record.step for record in continue_history(later, other, amend=True)] == [0, 8]
+    again = dataclasses.replace(first[0], step=8)
+    back = continue_history(continue_history(first, other, amend=True), again, amend=True)
+    assert back == first
+    # A run that starts again from step 0, its first checkpoint lost, keeps what was decided.
+    at_start = dataclasses.replace(first[0], step=0)
+    assert continue_history(later, at_start, amend=False) == later
+    with pytest.raises(UserError, match="step 22 is not in this run, whose steps are 1 to 20"):
+        skip(first, 19, 3)
+
+
+def test_a_dry_source_is_read_again_when_more_epochs_are_allowed():
+    shards = FakeShards([10] * 200, ["a"] * 20 + ["b"] * 180)
+    few, more = (BatchConfig(rows=8, row_length=9, mixture={"a": 1, "b": 1}, max_epochs={"a": n}) for n in (1, 5))
+    first = history_of(shards, few, 40)
+    amended = continue_history(first, ask(more, 40, first[0].documents, 20), amend=True)
+    for history, read in ((first, False), (amended, True)):
+        batches = batches_of(shards, history)
+        sources = {found.source for k in range(20, 25) for found in batches.documents(k)}
+        assert ("a" in sources) == read
+
+
 @given(corpora(), st.integers(1, 12), st.integers(0, 9), st.sampled_from(("split", "best_fit")))
 @settings(max_examples=60, deadline=None)
 def test_added_documents_join_and_what_was_before_stays(corpus, step, seed, packing):

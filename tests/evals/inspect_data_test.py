@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from core.files import read_json, write_json
+from core.files import read_json
 from core.page import Page
 from data.config import BatchConfig
 from data.corpus import Corpus
-from data.history import ask, continue_history, skip, to_json
+from data.history import ask, continue_history, from_json, read, skip, write
 from data.inspect import measure, parts_of, readings
 from data.plan import Plan
 from evals import draw
@@ -60,16 +60,16 @@ def test_a_change_not_yet_made_is_told_from_those_that_were(tmp_path):
     corpus = Corpus(FakeShards([20, 9] * 45, generations=(80,)), 0)
     config = BatchConfig(rows=4, row_length=8)
     before = (ask(config, 20, corpus.generations[:1]),)
-    write_json(tmp_path / "history.json", to_json(before))
-    assert change_of(Plan(before, corpus, 0), tmp_path / "history.json") is None
+    write(tmp_path / "history.json", before)
+    assert change_of(Plan(before, corpus, 0), tmp_path) is None
     assert change_of(Plan(before, corpus, 0), tmp_path / "none.json") is None
     plan = Plan(continue_history(before, ask(config, 30, corpus.generations, 10), amend=True), corpus, 0)
-    change = change_of(plan, tmp_path / "history.json")
+    change = change_of(plan, tmp_path)
     assert change == Change(10, "stages[0].steps was 20, is 30; 1 more in data.added")
     assert "the change would hold after step 10, the last that is saved" in text_of(plan, change)
     assert "was amended" not in text_of(plan, change)
     begun = Plan((ask(config, 30, corpus.generations),), corpus, 0)
-    assert "would begin the run anew" in text_of(begun, change_of(begun, tmp_path / "history.json"))
+    assert "would begin the run anew" in text_of(begun, change_of(begun, tmp_path))
 
 
 def test_many_sources_stay_legible():
@@ -124,7 +124,7 @@ def test_a_change_of_a_run_under_way_is_shown_before_it_is_made(made, tmp_path):
     run = folder.parent
     before = (folder / "inspect-data.html").read_text()
     asked = read_json(folder / "manifest.json")["spec"]["history"]
-    write_json(run / "train" / "history.json", asked)
+    write(run / "train" / "history.json", from_json(asked))
     (run / "train" / "checkpoints" / "20").mkdir(parents=True)
     assert "Not yet so" not in before
     path = tmp_path / "config.py"
@@ -136,7 +136,7 @@ def test_a_change_of_a_run_under_way_is_shown_before_it_is_made(made, tmp_path):
     assert "amended after step 20: " in result.stderr
     assert "the change would hold after step 20, the last that is saved" in text
     assert "stages[1].mixture.plain was 1.0, is null" in text
-    assert read_json(run / "train" / "history.json") == asked  # nothing is changed yet
+    assert read(run / "train" / "history.json") == from_json(asked)  # nothing is changed yet
     refused = launch("explain", *changed, "--document=x")
     assert refused.returncode == 2
     assert "contradicts the history of this run" in refused.stderr

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from core.files import fingerprint
 from core.page import printable
 from evals import draw, figures
 from evals.report import report
@@ -107,7 +108,8 @@ def make_workdir(folder):
 
 def history(steps):
     stage = {"steps": steps, "rows": 4, "row_length": 32, "packing": "split", "mixture": {}}
-    return [{"step": 0, "stages": [stage], "max_epochs": {}, "documents": [], "skip": 0}]
+    records = [{"step": 0, "stages": [stage], "max_epochs": {}, "documents": [], "skip": 0}]
+    return {"records": records, "fingerprint": fingerprint(records)}
 
 
 def page(workdir, config=CONFIG, **options):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import launch
-from core.files import read_json
+from core.files import fingerprint, read_json
 from lab import ROOT, make_corpus
 from train.metrics import read_metrics
 
@@ -61,7 +61,7 @@ def losses(workdir):
 
 
 def history(workdir):
-    return read_json(workdir / "train" / "history.json")
+    return read_json(workdir / "train" / "history.json")["records"]
 
 
 def test_stages_follow_one_another(staged):
@@ -115,6 +115,50 @@ def test_a_skipped_window_gets_the_data_that_comes_after_it(staged, corpora, tmp
     assert len(history(workdir)) == 2
     assert launch.main(["train", *arguments(workdir, corpora), "--skip=2:3"]) == 2
     assert "no checkpoint from before step 2 is left to go back to" in capsys.readouterr().err
+
+
+def test_what_is_refused_changes_nothing(staged, corpora, tmp_path, capsys):
+    """A command that ends with an error leaves the history, the checkpoints and the finished run as they were."""
+    workdir = copy(staged, tmp_path / "run")
+    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    folder = workdir / "train"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    unknown = [STAGES[0], {**STAGES[1], "tokens": 1 << 16, "mixture": {"none": 1}}]
+    for flags in (["--amend"], ["--rebuild"]):
+        assert launch.main(["train", *arguments(workdir, corpora, unknown), *flags]) == 2
+        assert "names a source none that no document has" in capsys.readouterr().err
+    for skip, message in (("13:14", "step 14 is not in this run"), ("1:1", "no checkpoint from before step 1")):
+        assert launch.main(["train", *arguments(workdir, corpora), f"--skip={skip}"]) == 2
+        assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    assert "is up to date" in capsys.readouterr().err
+
+
+def test_a_finished_run_without_its_last_checkpoint_makes_it_again(staged, corpora, tmp_path, capsys):
+    workdir = copy(staged, tmp_path / "run")
+    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    (workdir / "train" / "checkpoints" / "12" / "record.json").write_text("{}")
+    capsys.readouterr()
+    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    error = capsys.readouterr().err
+    assert "12 is damaged (record.json has 2 bytes instead of" in error
+    assert "from step 8" in error
+    assert losses(workdir) == losses(staged)
+
+
+def test_a_damaged_history_is_refused_and_the_checkpoint_holds_it_too(staged, corpora, tmp_path, capsys):
+    workdir = copy(staged, tmp_path / "run")
+    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    path = workdir / "train" / "history.json"
+    good = path.read_text()
+    for damaged in (good.replace('"skip": 0', '"skip": 7'), "[]", "{}", good.replace("stages", "stagez")):
+        path.write_text(damaged)
+        capsys.readouterr()
+        assert launch.main(["explain", "--step=3", *arguments(workdir, corpora)]) == 2
+        assert "history.json is damaged; without that file the history of the newest" in capsys.readouterr().err
+    path.unlink()
+    assert launch.main(["explain", "--step=3", *arguments(workdir, corpora)]) == 0
 
 
 def test_documents_are_added_to_a_run_under_way(corpora, tmp_path, capsys):
@@ -178,6 +222,7 @@ def test_shards_of_another_tokenizer_are_refused(corpora, tmp_path, capsys):
     content = json.loads(manifest.read_text())
     content["spec"]["tokenizer"] = "0" * 32
     del content["fingerprint"]
+    content["fingerprint"] = fingerprint(content)
     manifest.write_text(json.dumps(content))
     capsys.readouterr()
     assert launch.main(["train", *arguments(workdir, corpora)]) == 2
