@@ -1,37 +1,58 @@
-"""Grouped-query self attention."""
+"""Grouped-query self attention, whichever way the pairs are computed: over a row, or over a cache."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from kernels.attention.api import AttentionOutput, attention
 from kernels.linear.api import linear
 from model.config import ModelConfig
-from model.layers import normal
+from model.layers import Norm, normal, zeros
 from model.position import rotate
+
+# (q_BTNH, k_BTKH, v_BTKH) of the tokens at hand to (out_BTNH, whatever the caller wants back of this layer)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Attention(nnx.Module):
-    """Causal attention within each segment; `N` query heads share `K` key/value heads (Ainslie et al. 2023)."""
+    """`N` query heads share `K` key/value heads (Ainslie et al. 2023)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        self.config = config
         self.query = normal(rngs.params(), (D, N, H), config.init_std)
         self.key = normal(rngs.params(), (D, K, H), config.init_std)
         self.value = normal(rngs.params(), (D, K, H), config.init_std)
         self.output = normal(rngs.params(), (N, H, D), config.init_std)
+        if config.qkv_bias:
+            self.query_bias, self.key_bias, self.value_bias = zeros(N, H), zeros(K, H), zeros(K, H)
+        if config.output_bias:
+            self.output_bias = zeros(D)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = Norm(config, H, "rms"), Norm(config, H, "rms")
 
     def __call__(
-        self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, segment_ids_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the layer's output [B, T, D] and the largest logit of each head [N]."""
-        (B, T, D), H, dtype = x_BTD.shape, self.query.shape[-1], x_BTD.dtype
+        self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """The layer's output [B, T, D], and what `attend` gave beside the mixed values."""
+        (B, T, D), config, dtype = x_BTD.shape, self.config, x_BTD.dtype
         x_XD = x_BTD.reshape(B * T, D)
 
-        def project(weight: nnx.Param) -> jax.Array:
-            return linear(x_XD, weight[...].astype(dtype).reshape(D, -1)).reshape(B, T, -1, H)
+        def project(name: str) -> jax.Array:
+            y_XO = linear(x_XD, getattr(self, name)[...].astype(dtype).reshape(D, -1))
+            if config.qkv_bias:
+                y_XO += getattr(self, f"{name}_bias")[...].astype(dtype).reshape(-1)
+            return y_XO.reshape(B, T, -1, config.head_dim)
 
-        q_BTNH, k_BSKH, v_BSKH = project(self.query), project(self.key), project(self.value)
-        q_BTNH, k_BSKH = rotate(q_BTNH, cos_BTR, sin_BTR), rotate(k_BSKH, cos_BTR, sin_BTR)
-        mixed: AttentionOutput = attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT=segment_ids_BT)
-        out_XD = linear(mixed.out_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
-        return out_XD.reshape(B, T, D), mixed.max_logit_N
+        q_BTNH, k_BTKH, v_BTKH = project("query"), project("key"), project("value")
+        if config.qk_norm:  # in float32 up to the rotation, so that they are rounded once
+            q_BTNH = self.query_norm(q_BTNH.astype(jnp.float32))
+            k_BTKH = self.key_norm(k_BTKH.astype(jnp.float32))
+        q_BTNH, k_BTKH = (rotate(a, cos_BTR, sin_BTR, config.rope_pairs).astype(dtype) for a in (q_BTNH, k_BTKH))
+        mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
+        out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
+        if config.output_bias:
+            out_XD += self.output_bias[...].astype(dtype)
+        return out_XD.reshape(B, T, D), extra

@@ -7,12 +7,47 @@ from core.config import require
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A SmolLM3-shaped decoder: `config.model`.
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context of training: `config.model.rope_scaling`.
 
-    Grouped-query attention, RoPE with none on every `no_rope_every`-th layer, SwiGLU, RMSNorm before each branch,
-    no biases, tied embeddings.
+    NTK-aware scaling is `ntk_factor` alone; interpolation with it is `kind="interpolation"` and both factors. A plain
+    change of base is `config.model.rope_theta`. `model/position.py` has the formulas.
     """
+
+    kind: Literal["none", "interpolation", "ntk_by_parts", "yarn", "llama3"] = "none"
+    factor: float = 1.0  # new context / old context
+    ntk_factor: float = 1.0  # NTK-aware: theta becomes theta * ntk_factor^(H / (H - 2))
+    original_length: int = 0  # the old context, which ntk_by_parts, yarn and llama3 need
+    beta_fast: float = 32.0  # turns within the old context from which on nothing is stretched (ntk_by_parts, yarn)
+    beta_slow: float = 1.0  # turns up to which all is
+    low_frequency_factor: float = 1.0  # the same two of llama3
+    high_frequency_factor: float = 4.0
+    attention_factor: float | None = None  # yarn: on cosine and sine; None is 0.1 ln(factor) + 1
+
+    def __post_init__(self):
+        for name in ("factor", "ntk_factor"):
+            require(getattr(self, name) >= 1, f"rope_scaling: {name}={getattr(self, name)} must be 1 or more")
+        if self.kind == "none":
+            require(self.factor == 1, f"rope_scaling: factor={self.factor} needs a kind")
+        if self.kind in ("ntk_by_parts", "yarn", "llama3"):
+            require(
+                self.original_length > 0,
+                f"rope_scaling: {self.kind} needs original_length, the context that the model was trained with",
+            )
+        require(self.beta_fast > self.beta_slow > 0, "rope_scaling: beta_fast must be above beta_slow, both positive")
+        require(
+            self.high_frequency_factor > self.low_frequency_factor > 0,
+            "rope_scaling: high_frequency_factor must be above low_frequency_factor, both positive",
+        )
+        require(
+            self.attention_factor is None or (self.kind == "yarn" and self.attention_factor > 0),
+            "rope_scaling: attention_factor belongs to yarn, and is positive",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer: `config.model`. The defaults are SmolLM3's; `model/presets.py` has whole models."""
 
     vocab_size: int  # V
     num_layers: int  # L
@@ -21,23 +56,63 @@ class ModelConfig:
     num_kv_heads: int  # K
     head_dim: int  # H
     d_ff: int  # F
+
+    # Positions
     no_rope_every: int = 4  # layers 4, 8, ... carry no position; 0 for RoPE everywhere
     rope_theta: float = 50_000.0
+    rope_pairs: Literal["half_split", "interleaved"] = "half_split"  # i with i + H/2, or 2i with 2i + 1
+    rope_scaling: RopeScaling = RopeScaling()
+
+    # Attention
+    qk_norm: bool = False  # RMSNorm of every query and key head, before the rotation
+    qkv_bias: bool = False
+    output_bias: bool = False
+    attention_scale: float | None = None  # None is 1 / sqrt(H)
+    attention_soft_cap: float | None = None  # logits become cap * tanh(logits / cap)
+    sliding_window: int = 0  # tokens that a token sees, itself included; 0 is all of its document
+    global_every: int = 0  # with a sliding window, layers n, 2n, ... see all of the document; 0 is none
+
+    # Feed-forward
+    feed_forward: Literal["swiglu", "geglu", "relu2"] = "swiglu"  # GELU by its tanh approximation
+    feed_forward_bias: bool = False
+
+    # Norms
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["pre", "pre_post"] = "pre"  # pre_post also normalises what each branch adds
     norm_epsilon: float = 1e-6
+    norm_plus_one: bool = False  # scales are stored as their difference from 1, as Gemma does
+
+    # Embedding and head
+    tied_head: bool = True  # the embedding is also the output layer
+    embedding_scale: float = 1.0  # Gemma: sqrt(D)
+    final_soft_cap: float | None = None  # of the output logits
+
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    remat: Literal["none", "full"] = "none"  # full recomputes each layer in the backward pass
+    # What the backward pass recomputes: nothing, each layer, or what is not a matrix product (without_batch: nor
+    # attention, whose products have batch axes).
+    remat: Literal["none", "full", "dots", "dots_without_batch"] = "none"
 
     def __post_init__(self):
-        sizes = ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")
-        for name in sizes:
+        for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}",
         )
         require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even for RoPE to rotate pairs")
-        require(self.no_rope_every >= 0, f"no_rope_every={self.no_rope_every} must be 0 or more")
+        require(
+            self.head_dim > 2 or self.rope_scaling.ntk_factor == 1,
+            f"head_dim={self.head_dim} is too small for rope_scaling.ntk_factor",
+        )
+        for name in ("no_rope_every", "sliding_window", "global_every"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
+        require(not self.global_every or self.sliding_window > 0, "global_every needs a sliding_window")
+        for name in ("rope_theta", "norm_epsilon"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("attention_scale", "attention_soft_cap", "final_soft_cap"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be positive; None leaves it out")
 
     @property
     def uses_rope(self) -> tuple[bool, ...]:
@@ -46,22 +121,40 @@ class ModelConfig:
         return tuple(not (every and (layer + 1) % every == 0) for layer in range(self.num_layers))
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """For each layer, how many tokens a token sees; 0 is all of its document."""
+        every = self.global_every
+        is_global = [bool(every) and (layer + 1) % every == 0 for layer in range(self.num_layers)]
+        return tuple(0 if whole else self.sliding_window for whole in is_global)
+
+    @property
     def layer_matmul_parameters(self) -> int:
         """Parameters of one layer that multiply activations."""
         attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        return attention + 3 * self.d_model * self.d_ff
+        return attention + (2 if self.feed_forward == "relu2" else 3) * self.d_model * self.d_ff
 
     @property
     def num_parameters(self) -> int:
-        """All parameters; the tied embedding counts once."""
-        norms = (2 * self.num_layers + 1) * self.d_model
-        return self.vocab_size * self.d_model + self.num_layers * self.layer_matmul_parameters + norms
+        """All parameters; a tied embedding counts once."""
+        D, F, H = self.d_model, self.d_ff, self.head_dim
+        norm = D * (2 if self.norm == "layer" else 1)
+        layer = self.layer_matmul_parameters + norm * (4 if self.norm_position == "pre_post" else 2)
+        layer += 2 * H * self.qk_norm
+        layer += H * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias + D * self.output_bias
+        layer += ((F if self.feed_forward == "relu2" else 2 * F) + D) * self.feed_forward_bias
+        embeddings = self.vocab_size * D * (1 if self.tied_head else 2)
+        return embeddings + self.num_layers * layer + norm
 
     def flops_per_token(self, row_length: int) -> float:
-        """Training FLOPs a token, forward and backward: 6 N + 6 L N_heads H T.
+        """Training FLOPs a token, forward and backward: 6 N + 12 L N_heads H S.
 
-        N counts the parameters of matrix products, the output head included; the second term is causal attention,
-        which needs half of the full T x T products. Documents in a row shorten it further, which is not counted.
+        N counts the parameters of matrix products, the output head included. S is the mean number of keys that a
+        query sees in a row that is one document: T / 2 (half of the T x T products are causal), or less in layers
+        with a sliding window. Documents in a row shorten it further, which is not counted.
         """
         matmul = self.num_layers * self.layer_matmul_parameters + self.vocab_size * self.d_model
-        return 6 * matmul + 6 * self.num_layers * self.num_heads * self.head_dim * row_length
+        T, keys = row_length, 0.0
+        for window in self.windows:
+            w = min(window, T) if window else T
+            keys += w - w * w / (2 * T)
+        return 6 * matmul + 12 * self.num_heads * self.head_dim * keys

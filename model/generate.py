@@ -1,69 +1,44 @@
-"""Text from a model: one token at a time over a fixed window, greedy or sampled.
+"""Tokens from a model, a step at a time, for several prompts at once."""
 
-Each token runs the whole window again, which needs no cache and compiles once; a KV cache belongs to the
-decoding work that follows.
-"""
+from collections.abc import Collection, Iterator, Sequence
 
-import functools
-from collections.abc import Iterator
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from model import transformer
-from model.config import ModelConfig
+from model.decode import Decoder
+from model.sample import Sampling, sample
 
 
 def generate(
-    config: ModelConfig,
-    params: transformer.Params,
-    prompts: list[list[int]],
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
     *,
-    window: int,
     max_tokens: int,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    stop_id: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 (immutable)
+    stop_ids: Collection[int] = (),
     seed: int = 0,
 ) -> Iterator[list[int | None]]:
-    """Yields the next id of every prompt, `max_tokens` times; None once it has ended with `stop_id`.
+    """Yields the next id of every prompt, up to `max_tokens` times; None once it has ended.
 
-    The model sees the last `window` ids. Temperature 0 takes the likeliest. Equal arguments give equal ids.
+    A row ends with one of `stop_ids`, which is yielded, or when its cache is full. Equal arguments give equal ids.
     """
-    ids = [list(prompt) for prompt in prompts]
-    ended = [False] * len(ids)
-    step = _next_ids(config, temperature, min(top_k, config.vocab_size))
+    if max_tokens <= 0:
+        return
+    logits_BV, caches = decoder.prefill(prompts)
+    lengths_B = np.array([len(prompt) for prompt in prompts])
+    room_B = decoder.context - lengths_B
+    ended_B = room_B <= 0
+    tokens_B = sample(logits_BV, sampling, seed, 0)
     for number in range(max_tokens):
-        buffer_BT = np.zeros((len(ids), window), np.int32)
-        for row, sequence in zip(buffer_BT, ids):
-            visible = sequence[-window:]
-            row[: len(visible)] = visible
-        last_B = np.array([min(len(sequence), window) - 1 for sequence in ids], np.int32)
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        chosen = np.asarray(step(params, buffer_BT, last_B, key)).tolist()
-        for sequence, token in zip(ids, chosen):
-            sequence.append(token)
-        ended = [done or token == stop_id for done, token in zip(ended, chosen)]
-        if all(ended):
+        following_B = None
+        if number + 1 < max_tokens:  # the next step is under way while this one's ids are read
+            logits_BV = decoder.step(caches, tokens_B, lengths_B + number)
+            following_B = sample(logits_BV, sampling, seed, number + 1)
+        ids = np.asarray(tokens_B).tolist()
+        ended_B = ended_B | (number >= room_B)
+        if ended_B.all():
             return
-        yield [None if done else token for done, token in zip(ended, chosen)]
-
-
-@functools.cache
-def _next_ids(config: ModelConfig, temperature: float, top_k: int):
-    """Jitted: the next id of each row of a buffer, after its last token. Later columns cannot be seen."""
-
-    @jax.jit
-    def next_ids(params, buffer_BT, last_B, key) -> jax.Array:
-        positions_BT = jnp.broadcast_to(jnp.arange(buffer_BT.shape[1]), buffer_BT.shape)
-        hidden_BTD = transformer.apply(config, params, buffer_BT, jnp.ones_like(buffer_BT), positions_BT).hidden_BTD
-        hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-        logits_BV = transformer.logits(config, params, hidden_BD)
-        if temperature == 0:
-            return jnp.argmax(logits_BV, axis=-1)
-        top_BK, ids_BK = jax.lax.top_k(logits_BV, top_k)
-        choice_B = jax.random.categorical(key, top_BK / temperature, axis=-1)
-        return jnp.take_along_axis(ids_BK, choice_B[:, None], axis=1)[:, 0]
-
-    return next_ids
+        yield [None if ended else token for ended, token in zip(ended_B, ids)]
+        ended_B = ended_B | np.isin(ids, list(stop_ids))
+        if ended_B.all():
+            return
+        tokens_B = following_B

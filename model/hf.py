@@ -1,86 +1,236 @@
-"""Hugging Face export: our parameters as a SmolLM3 checkpoint, `config.json` and `model.safetensors`."""
+"""Hugging Face checkpoints both ways: `config.json` and safetensors as our parameters, and back.
 
-import json
+Both directions go tensor by tensor: beyond the parameters themselves they hold one stacked leaf at most.
+"""
+
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
-from safetensors.numpy import save
 
+from core.errors import UserError
+from core.files import write_json
+from core.progress import track
+from model import transformer
 from model.config import ModelConfig
+from model.hf_config import read_json_object, to_hf
+from model.safetensors_file import Place, read_header, read_tensor, write
 from model.transformer import Params
 
-
-def write_model(folder: Path, config: ModelConfig, params: Params, *, max_positions: int, bos: int, eos: int) -> None:
-    """Writes a folder that `SmolLM3ForCausalLM.from_pretrained` loads."""
-    described = hf_config(config, max_positions=max_positions, bos=bos, eos=eos)
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    generation = {
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "pad_token_id": eos,
-        "do_sample": True,
-        "top_k": 50,
-    }
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    tensors = hf_tensors(config, params)
-    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+WITHOUT_EFFECT = ("rotary_emb.inv_freq",)  # a table that old Llama files hold and everybody computes
 
 
-def hf_config(config: ModelConfig, *, max_positions: int, bos: int, eos: int) -> dict[str, Any]:
-    """The `config.json` of this shape."""
-    every = config.no_rope_every or config.num_layers + 1
-    return {
-        "architectures": ["SmolLM3ForCausalLM"],
-        "model_type": "smollm3",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": max_positions,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        "no_rope_layer_interval": every,
-        "no_rope_layers": [int(uses) for uses in config.uses_rope],  # 1 where RoPE is used
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "pad_token_id": eos,
-        "torch_dtype": "float32",
-    }
+class Tensor(NamedTuple):
+    """One of our arrays, or a layer of it, and its counterpart."""
+
+    path: tuple[str, ...]  # in the parameters
+    layer: int | None
+    name: str  # over there
+    # Leading axes of ours that are the inputs of a linear layer, there [out, in]; 0: a vector there; None: alike.
+    inputs: int | None
+
+    def theirs(self, ours: np.ndarray) -> np.ndarray:
+        """Our array as it is stored there."""
+        if self.inputs is None:
+            return ours
+        return ours.reshape(math.prod(ours.shape[: self.inputs]), -1).T if self.inputs else ours.reshape(-1)
+
+    def ours(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Theirs as our array of shape `shape`."""
+        return theirs.T.reshape(shape) if self.inputs else theirs.reshape(shape)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape there of our array of shape `shape`."""
+        if self.inputs is None:
+            return shape
+        inner, outer = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+        return (outer, inner) if self.inputs else (outer,)
 
 
-def hf_tensors(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
-    """Every parameter under its Hugging Face name; linear weights as [out, in]."""
-    layers = params["layers"]
-    D = config.d_model
-    tensors = {
-        "model.embed_tokens.weight": params["embedding"],
-        "model.norm.weight": params["final_norm"]["scale"],
-    }
+_LINEAR = {
+    ("attention", "query"): ("self_attn.q_proj", 1),  # [D, N, H] <-> [N H, D]
+    ("attention", "key"): ("self_attn.k_proj", 1),
+    ("attention", "value"): ("self_attn.v_proj", 1),
+    ("attention", "output"): ("self_attn.o_proj", 2),  # [N, H, D] <-> [D, N H]
+    ("feed_forward", "gate"): ("mlp.gate_proj", 1),
+    ("feed_forward", "up"): ("mlp.up_proj", 1),
+    ("feed_forward", "down"): ("mlp.down_proj", 1),
+}
+_QK_NORMS = {("attention", "query_norm"): "self_attn.q_norm", ("attention", "key_norm"): "self_attn.k_norm"}
+_NORMS = {
+    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+    "pre_post": {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_post_norm": "post_feedforward_layernorm",
+    },
+}
+
+
+def tensors(config: ModelConfig) -> Iterator[Tensor]:
+    """Every array of the parameters with its name there, layer by layer."""
+    yield Tensor(("embedding",), None, EMBEDDING, None)
+    norms = {(ours, "scale"): theirs for ours, theirs in _NORMS[config.norm_position].items()}
+    norms |= {(*ours, "scale"): theirs for ours, theirs in _QK_NORMS.items() if config.qk_norm}
+    biased = [("attention", name) for name in ("query", "key", "value") if config.qkv_bias]
+    biased += [("attention", "output")] * config.output_bias
+    biased += [("feed_forward", name) for name in ("gate", "up", "down") if config.feed_forward_bias]
     for i in range(config.num_layers):
-        attention = {name: np.asarray(weight[i]) for name, weight in layers["attention"].items()}
-        feed_forward = {name: np.asarray(weight[i]) for name, weight in layers["feed_forward"].items()}
-        own = {
-            "input_layernorm": layers["attention_norm"]["scale"][i],
-            "self_attn.q_proj": attention["query"].reshape(D, -1).T,  # [D, N, H] -> [N H, D]
-            "self_attn.k_proj": attention["key"].reshape(D, -1).T,
-            "self_attn.v_proj": attention["value"].reshape(D, -1).T,
-            "self_attn.o_proj": attention["output"].reshape(-1, D).T,  # [N, H, D] -> [D, N H]
-            "post_attention_layernorm": layers["feed_forward_norm"]["scale"][i],
-            "mlp.gate_proj": feed_forward["gate"].T,
-            "mlp.up_proj": feed_forward["up"].T,
-            "mlp.down_proj": feed_forward["down"].T,
-        }
-        tensors.update({f"model.layers.{i}.{name}.weight": tensor for name, tensor in own.items()})
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+        at = f"model.layers.{i}"
+        for ours, (theirs, inputs) in _LINEAR.items():
+            yield Tensor(("layers", *ours), i, f"{at}.{theirs}.weight", inputs)
+        for room, name in biased:
+            theirs = _LINEAR[room, name][0]
+            yield Tensor(("layers", room, f"{name}_bias"), i, f"{at}.{theirs}.bias", 0)
+        for ours, theirs in norms.items():
+            yield Tensor(("layers", *ours), i, f"{at}.{theirs}.weight", 0)
+    yield Tensor(("final_norm", "scale"), None, "model.norm.weight", 0)
+    if not config.tied_head:
+        yield Tensor(("head",), None, HEAD, None)
+
+
+def read_params(folder: Path, config: ModelConfig, place: Callable[[np.ndarray], Any] = jax.device_put) -> Params:
+    """The parameters of a folder in float32, each stacked leaf handed to `place` as soon as it is whole.
+
+    Every tensor must be there, of the shape that `config` gives it, and no other.
+    """
+    places = _find(folder)
+    leaves: dict[tuple[str, ...], list[Tensor]] = {}
+    for tensor in tensors(config):
+        leaves.setdefault(tensor.path, []).append(tensor)
+    _check(folder, config, places)
+    params: Params = {}
+    for path, parts in track(leaves.items(), "import", len(leaves)):
+        shape = _leaf(transformer.abstract(config), path).shape
+        leaf = np.empty(shape, np.float32)
+        for tensor in parts:
+            found = read_tensor(places[tensor.name])
+            own = leaf if tensor.layer is None else leaf[tensor.layer]
+            own[...] = tensor.ours(found, own.shape)
+        group = params
+        for name in path[:-1]:
+            group = group.setdefault(name, {})
+        group[path[-1]] = place(leaf)
+        del leaf, own, found
+    return params
+
+
+def _leaf(params: Params, path: tuple[str, ...]) -> Any:
+    for name in path:
+        params = params[name]
+    return params
+
+
+def _find(folder: Path) -> dict[str, Place]:
+    """Where every tensor of a folder lies."""
+    if (folder / INDEX).is_file():
+        index = read_json_object(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise UserError(f"{folder / INDEX}: weight_map is missing or damaged")
+        headers = {}
+        for name in sorted(set(index.values())):
+            if Path(name).name != name or name in (".", ".."):
+                raise UserError(f"{folder / INDEX} names {name!r}, which is not a file of this folder")
+            headers[name] = read_header(folder / name)
+        for tensor, name in index.items():
+            if tensor not in headers[name]:
+                raise UserError(f"{folder / name} lacks tensor {tensor}, which {INDEX} says it holds")
+        return {tensor: headers[name][tensor] for tensor, name in index.items()}
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"{folder} has its weights as {pickled[0]}, a pickle, which can run code when it is read; "
+            "convert them to safetensors where they come from"
+        )
+    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+
+
+def _check(folder: Path, config: ModelConfig, places: dict[str, Place]) -> None:
+    """Refuses missing and extra tensors and other shapes than the config's."""
+    abstract, expected = transformer.abstract(config), {}
+    for tensor in tensors(config):
+        shape = _leaf(abstract, tensor.path).shape
+        expected[tensor.name] = tensor.their_shape(shape if tensor.layer is None else shape[1:])
+    missing = [name for name in expected if name not in places]
+    if missing:
+        raise UserError(f"{folder} lacks tensor {missing[0]}" + _more(missing))
+    for name, shape in expected.items():
+        if places[name].shape != shape:
+            found, where = list(places[name].shape), places[name].path
+            raise UserError(f"{where}: tensor {name} has shape {found}, config.json says {list(shape)}")
+    extra = [name for name in places if name not in expected and not name.endswith(WITHOUT_EFFECT)]
+    if extra == [HEAD] and config.tied_head and _equal(places[HEAD], places[EMBEDDING]):
+        return  # tied heads are sometimes stored all the same
+    if extra:
+        raise UserError(f"{folder} holds tensor {extra[0]}, which a model of its config.json has not" + _more(extra))
+
+
+def _equal(one: Place, other: Place) -> bool:
+    return one.shape == other.shape and np.array_equal(read_tensor(one), read_tensor(other))
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def write_model(
+    folder: Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    max_positions: int,
+    bos: int | None,
+    eos: int | None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads: config, weights, generation defaults.
+
+    UserError where no family there computes such a model.
+    """
+    described = to_hf(config, max_positions=max_positions, bos=bos, eos=eos, dtype=dtype)
+    write_json(folder / "config.json", described)
+    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": True, "top_k": 50}
+    write_json(folder / "generation_config.json", generation)
+    write_weights(folder, config, params, dtype)
+
+
+def write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str = "float32") -> None:
+    """`model.safetensors`, or files of up to 5 GB and their index."""
+    named = {tensor.name: tensor for tensor in tensors(config)}
+    own = {name: _leaf(params, t.path).shape[0 if t.layer is None else 1 :] for name, t in named.items()}
+    shapes = {name: tensor.their_shape(own[name]) for name, tensor in named.items()}
+
+    def make(name: str) -> np.ndarray:
+        tensor = named[name]
+        leaf = _leaf(params, tensor.path)
+        return tensor.theirs(np.asarray(leaf if tensor.layer is None else leaf[tensor.layer]))
+
+    width, kind = {"float32": (4, "F32"), "bfloat16": (2, "BF16")}[dtype]
+    shards, room = [{}], SHARD_BYTES
+    for name, shape in shapes.items():
+        size = math.prod(shape) * width
+        if size > room and shards[-1]:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = shape
+        room -= size
+    if len(shards) == 1:
+        write(folder / SINGLE, shapes, kind, make)
+        return
+    weight_map = {}
+    for number, shard in enumerate(track(shards, "export", len(shards)), 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write(folder / name, shard, kind, make)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(map(math.prod, shapes.values())) * width
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

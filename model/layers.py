@@ -1,4 +1,4 @@
-"""Normalisation and the feed-forward layer."""
+"""Norms and feed-forward layers."""
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +13,63 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param:
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (Zhang and Sennrich 2019)."""
+def zeros(*shape: int) -> nnx.Param:
+    """A float32 bias."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
 
-    def __init__(self, config: ModelConfig):
-        self.scale = nnx.Param(jnp.ones((config.d_model,), jnp.float32))
-        self.epsilon = config.norm_epsilon
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Normalises the last axis; returns the dtype of x."""
-        x = x_BTD.astype(jnp.float32)
+class Norm(nnx.Module):
+    """Normalises the last axis in float32; returns the dtype of x.
+
+    RMSNorm is x / rms(x) * scale (Zhang and Sennrich 2019); LayerNorm subtracts the mean first and adds a bias.
+    """
+
+    def __init__(self, config: ModelConfig, size: int, kind: str | None = None):
+        self.kind = kind or config.norm
+        self.epsilon, self.plus_one = config.norm_epsilon, config.norm_plus_one
+        self.scale = zeros(size) if self.plus_one else nnx.Param(jnp.ones((size,), jnp.float32))
+        if self.kind == "layer":
+            self.bias = zeros(size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Of any shape."""
+        dtype, x = x.dtype, x.astype(jnp.float32)
+        if self.kind == "layer":
+            x -= jnp.mean(x, axis=-1, keepdims=True)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x_BTD.dtype)
+        scale = 1 + self.scale[...] if self.plus_one else self.scale[...]
+        x = x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+        return (x + self.bias[...] if self.kind == "layer" else x).astype(dtype)
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+class FeedForward(nnx.Module):
+    """down(act(gate(x)) * up(x)), or without a gate down(relu(up(x))^2) (Shazeer 2020; So et al. 2021)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, F = config.d_model, config.d_ff
-        self.gate = normal(rngs.params(), (D, F), config.init_std)
+        self.kind, self.biased = config.feed_forward, config.feed_forward_bias
+        self.gated = self.kind != "relu2"
+        if self.gated:
+            self.gate = normal(rngs.params(), (D, F), config.init_std)
         self.up = normal(rngs.params(), (D, F), config.init_std)
         self.down = normal(rngs.params(), (F, D), config.init_std)
+        if self.biased:
+            self.up_bias, self.down_bias = zeros(F), zeros(D)
+            if self.gated:
+                self.gate_bias = zeros(F)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        dtype = x_BTD.dtype
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        gate_XF = linear(x_XD, self.gate[...].astype(dtype))
-        up_XF = linear(x_XD, self.up[...].astype(dtype))
-        return linear(jax.nn.silu(gate_XF) * up_XF, self.down[...].astype(dtype)).reshape(x_BTD.shape)
+        up_XF = self._project(x_XD, "up")
+        if self.kind == "relu2":
+            inner_XF = jnp.square(jax.nn.relu(up_XF))
+        else:
+            act = jax.nn.silu if self.kind == "swiglu" else jax.nn.gelu  # by its tanh approximation
+            gate_XF = self._project(x_XD, "gate").astype(jnp.float32)
+            inner_XF = (act(gate_XF) * up_XF.astype(jnp.float32)).astype(up_XF.dtype)  # rounded once
+        return self._project(inner_XF, "down").reshape(x_BTD.shape)
+
+    def _project(self, x_XI: jax.Array, name: str) -> jax.Array:
+        y_XO = linear(x_XI, getattr(self, name)[...].astype(x_XI.dtype))
+        return y_XO + getattr(self, f"{name}_bias")[...].astype(y_XO.dtype) if self.biased else y_XO

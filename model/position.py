@@ -1,20 +1,87 @@
-"""Rotary positions, half-split: feature i pairs with feature i + H/2 (Su et al. 2021, as Llama and SmolLM3)."""
+"""Rotary positions (Su et al. 2021) and the ways to stretch them over a longer context.
+
+Suffix R: the H/2 pairs of features that rotate together, each by its own frequency.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def rotary_table(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every position's angles, each [B, T, H/2] in float32."""
-    frequency = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    angle = positions_BT[:, :, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+from model.config import ModelConfig
 
 
-def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:
-    """Rotates each pair of features by its angle; R = H/2. Computes in float32, returns the dtype of x."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Radians a position of every pair [R], and the factor of cosine and sine (1 but for YaRN)."""
+    H, scaling = config.head_dim, config.rope_scaling
+    theta = config.rope_theta
+    if scaling.ntk_factor != 1:
+        theta *= scaling.ntk_factor ** (H / (H - 2))  # so that the slowest pair is interpolated, the fastest not
+    plain_R = _plain(theta, H)
+    match scaling.kind:
+        case "none":
+            return plain_R, 1.0
+        case "interpolation":
+            return plain_R / np.float32(scaling.factor), 1.0
+        case "llama3":
+            return _llama3(config, plain_R), 1.0
+        case "ntk_by_parts":
+            return _by_parts(config, theta, plain_R), 1.0
+        case "yarn":
+            factor = scaling.attention_factor
+            return _by_parts(config, theta, plain_R), 0.1 * math.log(scaling.factor) + 1 if factor is None else factor
+    raise AssertionError(scaling.kind)
+
+
+def _plain(theta: float, H: int) -> np.ndarray:
+    """1 / theta^(2r / H), rounded to float32 where PyTorch rounds: at position 64k one bit is 0.004 radians."""
+    exponent_R = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
+    return np.float32(1) / np.power(theta, exponent_R.astype(np.float64)).astype(np.float32)
+
+
+def _by_parts(config: ModelConfig, theta: float, plain_R: np.ndarray) -> np.ndarray:
+    """Pairs that turn often within the old context stay, slow ones are interpolated, with a ramp (YaRN, 3.2)."""
+    scaling, H = config.rope_scaling, config.head_dim
+
+    def pair_turning(turns: float) -> float:
+        return H * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(scaling.beta_slow)), H - 1)
+    ramp_R = (np.arange(H // 2, dtype=np.float32) - low) / np.float32(high - low if high != low else 0.001)
+    stretched_R = np.clip(ramp_R, 0, 1)
+    return plain_R / np.float32(scaling.factor) * stretched_R + plain_R * (1 - stretched_R)
+
+
+def _llama3(config: ModelConfig, plain_R: np.ndarray) -> np.ndarray:
+    """As by parts, with the ramp over the number of turns instead of the index (Llama 3.1)."""
+    scaling = config.rope_scaling
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns_R = scaling.original_length * plain_R / np.float32(2 * np.pi)
+    kept_R = np.clip((turns_R - low) / (high - low), 0, 1).astype(np.float32)
+    return plain_R / np.float32(scaling.factor) * (1 - kept_R) + plain_R * kept_R
+
+
+def rotary_table(positions_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every position's angles, each [B, T, R] in float32."""
+    frequency_R, factor = rotary_frequencies(config)
+    angle_BTR = positions_BT[:, :, None].astype(jnp.float32) * frequency_R
+    cos_BTR, sin_BTR = jnp.cos(angle_BTR), jnp.sin(angle_BTR)
+    return (cos_BTR, sin_BTR) if factor == 1 else (cos_BTR * factor, sin_BTR * factor)
+
+
+def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, pairs: str = "half_split") -> jax.Array:
+    """Rotates each pair of features by its angle: r with r + R, or `interleaved`, 2r with 2r + 1.
+
+    Computes in float32, returns the dtype of x.
+    """
+    x = x_BTNH.astype(jnp.float32)
     cos, sin = cos_BTR[:, :, None], sin_BTR[:, :, None]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    if pairs == "interleaved":
+        first, second = x[..., 0::2], x[..., 1::2]
+        rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(x.shape)
+    else:
+        first, second = jnp.split(x, 2, axis=-1)
+        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)

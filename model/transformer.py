@@ -1,7 +1,7 @@
 """The transformer: Flax NNX inside, plain functions of plain dicts outside.
 
 Layers are stacked `[L, ...]` and scanned, so that compile time does not grow with depth; what differs between them
-(RoPE or none) is data of the scan.
+(RoPE or none, a sliding window) is data of the scan.
 """
 
 import functools
@@ -9,69 +9,102 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from model.attention import Attention
+from kernels.attention.api import attention
+from model.attention import Attend, Attention
 from model.config import ModelConfig
-from model.layers import RMSNorm, SwiGLU, normal
+from model.layers import FeedForward, Norm, normal
 from model.position import rotary_table
 
 Params = dict[str, Any]
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Output(NamedTuple):
     """What the trunk computed; the head belongs to the loss, which never writes all logits."""
 
     hidden_BTD: jax.Array  # after the final norm
-    max_logit_LN: jax.Array  # largest attention logit of every layer and head
+    max_logit_LN: jax.Array  # largest attention logit of every layer and head, before a soft cap
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config)
+        D = config.d_model
+        self.attention_norm = Norm(config, D)
         self.attention = Attention(config, rngs)
-        self.feed_forward_norm = RMSNorm(config)
-        self.feed_forward = SwiGLU(config, rngs)
+        self.feed_forward_norm = Norm(config, D)
+        self.feed_forward = FeedForward(config, rngs)
+        self.normalises_branches = config.norm_position == "pre_post"
+        if self.normalises_branches:
+            self.attention_post_norm, self.feed_forward_post_norm = Norm(config, D), Norm(config, D)
 
-    def __call__(self, x_BTD, cos_BTR, sin_BTR, segment_ids_BT) -> tuple[jax.Array, jax.Array]:
-        """The residual stream after the layer, and the largest attention logit of each head [N]."""
-        mixed_BTD, max_logit_N = self.attention(self.attention_norm(x_BTD), cos_BTR, sin_BTR, segment_ids_BT)
-        x_BTD = x_BTD + mixed_BTD
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), max_logit_N
+    def __call__(self, x_BTD, cos_BTR, sin_BTR, attend: Attend) -> tuple[jax.Array, Any]:
+        """The residual stream after the layer, and what `attend` gave beside the mixed values."""
+        mixed_BTD, extra = self.attention(self.attention_norm(x_BTD), cos_BTR, sin_BTR, attend)
+        x_BTD = x_BTD + (self.attention_post_norm(mixed_BTD) if self.normalises_branches else mixed_BTD)
+        inner_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD + (self.feed_forward_post_norm(inner_BTD) if self.normalises_branches else inner_BTD), extra
 
 
 class Transformer(nnx.Module):
-    """Embedding, scanned blocks, final norm. The embedding is also the output head."""
+    """Embedding, scanned blocks, final norm; `head` only where the embedding is not the output layer too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         self.embedding = normal(rngs.params(), (config.vocab_size, config.d_model), config.init_std)
         stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, rngs)))
         self.layers = stack(rngs)
-        self.final_norm = RMSNorm(config)
+        self.final_norm = Norm(config, config.d_model)
+        if not config.tied_head:
+            self.head = normal(rngs.params(), (config.vocab_size, config.d_model), config.init_std)
 
     def __call__(self, tokens_BT, segment_ids_BT, positions_BT) -> Output:
         """Hidden states of every token; a token sees earlier ones of its own segment."""
-        config = self.config
-        x_BTD = self.embedding[...].astype(config.dtype)[tokens_BT]
-        cos_BTR, sin_BTR = rotary_table(positions_BT, config.head_dim, config.rope_theta)
+        config, T = self.config, tokens_BT.shape[1]
+        cos_BTR, sin_BTR = rotary_table(positions_BT, config)
         graph, layers = nnx.split(self.layers)
 
         def layer(x_BTD, scanned):
-            params, uses_rope = scanned
+            params, uses_rope, window = scanned
             cos, sin = jnp.where(uses_rope, cos_BTR, 1.0), jnp.where(uses_rope, sin_BTR, 0.0)
-            return nnx.merge(graph, params)(x_BTD, cos, sin, segment_ids_BT)
 
-        if config.remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)
-        x_BTD, max_logit_LN = jax.lax.scan(layer, x_BTD, (layers, jnp.array(config.uses_rope)))
+            def attend(q_BTNH, k_BTKH, v_BTKH):
+                logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap, "window": window}
+                return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, **logits)
+
+            return nnx.merge(graph, params)(x_BTD, cos, sin, attend)
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
+        per_layer = (layers, jnp.array(config.uses_rope), window_of_layers(config, T))
+        x_BTD, max_logit_LN = jax.lax.scan(layer, _embed(config, self.embedding[...], tokens_BT), per_layer)
         return Output(self.final_norm(x_BTD), max_logit_LN)
 
 
+def _embed(config: ModelConfig, embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """The residual stream before the first layer [B, T, D]."""
+    x_BTD = embedding_VD.astype(config.dtype)[tokens_BT]
+    return x_BTD if config.embedding_scale == 1 else x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
+
+
+def window_of_layers(config: ModelConfig, length: int) -> np.ndarray | None:
+    """How many tokens each layer sees [L]; None where no layer leaves out any of `length`."""
+    window_L = np.array([window or length for window in config.windows], np.int32)
+    return window_L if window_L.min() < length else None
+
+
 @functools.cache
-def _graph(config: ModelConfig) -> nnx.GraphDef:
+def graph(config: ModelConfig) -> nnx.GraphDef:
+    """The module without its arrays; `nnx.merge` puts parameters in."""
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0]
 
 
@@ -80,16 +113,34 @@ def init(config: ModelConfig, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.split(Transformer(config, nnx.Rngs(seed)))[1])
 
 
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, without their arrays."""
+    return jax.eval_shape(lambda: init(config, 0))
+
+
 def apply(config: ModelConfig, params: Params, tokens_BT, segment_ids_BT, positions_BT) -> Output:
     """The trunk as a pure function of its parameters."""
-    return nnx.merge(_graph(config), params)(tokens_BT, segment_ids_BT, positions_BT)
+    return nnx.merge(graph(config), params)(tokens_BT, segment_ids_BT, positions_BT)
+
+
+def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+    """The residual stream before the first layer [B, T, D]; needs no layers among `params`."""
+    return _embed(config, params["embedding"], tokens_BT)
+
+
+def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
+    """What the head reads, from the residual stream after the last layer; needs no layers among `params`."""
+    module = nnx.split(nnx.eval_shape(lambda: Norm(config, config.d_model)))[0]
+    return nnx.merge(module, params["final_norm"])(x_BTD)
 
 
 def head(config: ModelConfig, params: Params) -> jax.Array:
-    """The output layer `w_VD` in the dtype of the computation; tied to the embedding."""
-    return params["embedding"].astype(config.dtype)
+    """The output layer `w_VD` in the dtype of the computation."""
+    return params["embedding" if config.tied_head else "head"].astype(config.dtype)
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Next-token logits [..., V] in float32, for the positions asked."""
-    return jnp.einsum("...D,VD->...V", hidden, head(config, params), preferred_element_type=jnp.float32)
+    out = jnp.einsum("...D,VD->...V", hidden, head(config, params), preferred_element_type=jnp.float32)
+    cap = config.final_soft_cap
+    return out if cap is None else cap * jnp.tanh(out / cap)

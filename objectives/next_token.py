@@ -13,9 +13,7 @@ from model.config import ModelConfig
 def loss(config: ModelConfig, params: transformer.Params, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean nats a token, and metrics: `max_logit_LN` and the number of predicted tokens."""
     output = transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
-    total = linear_cross_entropy(
-        output.hidden_BTD, transformer.head(config, params), batch.targets_BT, batch.weights_BT
-    ).loss
+    total = _cross_entropy(config, params, output.hidden_BTD, batch.targets_BT, batch.weights_BT).loss
     count = jnp.sum(batch.weights_BT)
     mean = total / jnp.maximum(count, 1.0)
     return mean, {"loss": mean, "predicted_tokens": count, "max_logit_LN": output.max_logit_LN}
@@ -25,7 +23,9 @@ def token_nats(config: ModelConfig, params: transformer.Params, batch: Any) -> j
     """Cross-entropy of every token in nats, zero where nothing is predicted; for evaluation."""
     output = transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
     weights_BT = jnp.asarray(batch.weights_BT)
-    nats = linear_cross_entropy(
-        output.hidden_BTD, transformer.head(config, params), batch.targets_BT, weights_BT
-    ).nats_BT
-    return nats * weights_BT
+    return _cross_entropy(config, params, output.hidden_BTD, batch.targets_BT, weights_BT).nats_BT * weights_BT
+
+
+def _cross_entropy(config: ModelConfig, params: transformer.Params, hidden_BTD, targets_BT, weights_BT):
+    w_VD = transformer.head(config, params)
+    return linear_cross_entropy(hidden_BTD, w_VD, targets_BT, weights_BT, soft_cap=config.final_soft_cap)

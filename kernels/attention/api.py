@@ -18,7 +18,8 @@ class AttentionOutput(NamedTuple):
     """The mixed values and, for QK-Clip, how large the logits grew."""
 
     out_BTNH: jax.Array  # dtype of the queries
-    max_logit_N: jax.Array  # float32, largest scaled logit among visible pairs over the batch; no gradient
+    # float32, largest scaled logit among visible pairs over the batch, before the soft cap; no gradient
+    max_logit_N: jax.Array
 
 
 def attention(
@@ -28,17 +29,21 @@ def attention(
     *,
     segment_ids_BT: jax.Array | None = None,
     scale: float | None = None,
+    soft_cap: float | None = None,
+    window: int | jax.Array | None = None,
     implementation: str | None = None,
 ) -> AttentionOutput:
     """Causal grouped-query self attention in which a token sees only its own segment.
 
-    Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H).
+    Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H). With `soft_cap`, a
+    Python number, logits become cap * tanh(logits / cap) (Gemma 2). With `window` a token sees that many tokens of
+    the row, itself included; it may be a traced scalar, so that layers of one scan differ in it.
     `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
     attend = IMPLEMENTATIONS[choose("attention", tuple(IMPLEMENTATIONS), implementation)]
-    return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale))
+    return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap, window))
 
 
 def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale):
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None):
     """Softmax attention through explicit logits; returns (out_BTNH, max_logit_N)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -16,9 +16,14 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale):
     visible_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
     if segment_ids_BT is not None:
         visible_BTS = visible_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
-    logits_BKGTS = jnp.where(visible_BTS[:, None, None], logits_BKGTS, -jnp.inf)
-    probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1)
+    if window is not None:
+        distance_TS = jnp.arange(T)[:, None] - jnp.arange(T)
+        visible_BTS = visible_BTS & (distance_TS < window)
+    visible_BKGTS = visible_BTS[:, None, None]
+    max_logit_N = jax.lax.stop_gradient(jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf)).max((0, 3, 4)).reshape(N)
+    if soft_cap is not None:
+        logits_BKGTS = soft_cap * jnp.tanh(logits_BKGTS / soft_cap)
+    probs_BKGTS = jax.nn.softmax(jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf), axis=-1)
 
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH_wide, precision="highest")
-    max_logit_N = jax.lax.stop_gradient(logits_BKGTS).max((0, 3, 4)).reshape(N)
     return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N.astype(jnp.float32)

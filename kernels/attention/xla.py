@@ -22,20 +22,21 @@ _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 _barrier = jax.lax.optimization_barrier
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale):
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None):
     """Attention with a blocked forward and a blocked backward pass; returns (out_BTNH, max_logit_N)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = (q_BTNH.astype(wide) * scale).reshape(B, T, K, N // K, H)
     k_BKSH, v_BKSH = (a.astype(wide).transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
-    out_BKGTH, max_logit_N = _attend(q_BTKGH.transpose(0, 2, 3, 1, 4), k_BKSH, v_BKSH, segment_ids_BT)
+    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
+    out_BKGTH, max_logit_N = _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N
 
 
-@jax.custom_vjp
-def _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT):
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap):
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap)[0]
 
 
 def _blocks(T):
@@ -50,43 +51,51 @@ def _rows(a_BKGTH, first, end):
     return a_BKGTH[:, :, :, first:end].reshape(B, K, G * (end - first), H)
 
 
-def _bias(segment_ids_BT, first, end):
+def _bias(segment_ids_BT, window, first, end):
     """[B or 1, t, s]: 0 where a query of first..end may see a key of 0..end, else HIDDEN."""
-    visible_Bts = (np.arange(first, end)[:, None] >= np.arange(end))[None]
-    if segment_ids_BT is None:
-        return np.where(visible_Bts, 0.0, HIDDEN).astype(np.float32)
-    same_Bts = segment_ids_BT[:, first:end, None] == segment_ids_BT[:, None, :end]
-    return jnp.where(visible_Bts & same_Bts, jnp.float32(0), jnp.float32(HIDDEN))
+    distance_ts = np.arange(first, end)[:, None] - np.arange(end)
+    visible_Bts = (distance_ts >= 0)[None]
+    if segment_ids_BT is not None:
+        visible_Bts = visible_Bts & (segment_ids_BT[:, first:end, None] == segment_ids_BT[:, None, :end])
+    if window is not None:
+        visible_Bts = visible_Bts & (distance_ts < window)
+    return jnp.where(visible_Bts, jnp.float32(0), jnp.float32(HIDDEN))
 
 
-def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT):
+def _cap(logits, soft_cap):
+    return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+
+
+def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap):
     """((out_BKGTH, max_logit_N), residuals); the queries are scaled already."""
     B, K, G, T, H = q_BKGTH.shape
     outs, lses, maxima = [], [], []
     for first, end in _blocks(T):
         t = end - first
         logits_BKXs = _einsum("BKXH,BKsH->BKXs", _rows(q_BKGTH, first, end), k_BKSH[:, :, :end])
-        logits_BKGts = logits_BKXs.reshape(B, K, G, t, end) + _bias(segment_ids_BT, first, end)[:, None, None]
+        logits_BKGts = logits_BKXs.reshape(B, K, G, t, end)
+        bias_BKGts = _bias(segment_ids_BT, window, first, end)[:, None, None]
         # Without the barrier XLA reduces all logits a second time for the maximum over the batch.
-        max_BKGt1 = _barrier(logits_BKGts.max(-1, keepdims=True))
-        weights_BKGts = jnp.exp(logits_BKGts - max_BKGt1)
+        max_BKGt1 = _barrier((logits_BKGts + bias_BKGts).max(-1, keepdims=True))
+        capped_BKGt1 = _cap(max_BKGt1, soft_cap)  # the cap is monotone
+        weights_BKGts = jnp.exp(_cap(logits_BKGts, soft_cap) + bias_BKGts - capped_BKGt1)
         sum_BKGt1 = weights_BKGts.sum(-1, keepdims=True)
         mixed_BKXH = _einsum("BKXs,BKsH->BKXH", weights_BKGts.reshape(B, K, G * t, end), v_BKSH[:, :, :end])
         outs.append(mixed_BKXH.reshape(B, K, G, t, H) / sum_BKGt1)
-        lses.append((max_BKGt1 + jnp.log(sum_BKGt1))[..., 0])
+        lses.append((capped_BKGt1 + jnp.log(sum_BKGt1))[..., 0])
         maxima.append(max_BKGt1.max((0, 3, 4)))
     out_BKGTH, lse_BKGT = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
     max_logit_N = jnp.stack(maxima).max(0).reshape(K * G)
-    return (out_BKGTH, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT)
+    return (out_BKGTH, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT)
 
 
-def _backward(residuals, cotangents):
+def _backward(soft_cap, residuals, cotangents):
     """Gradients of queries, keys and values, from one block of queries at a time; the maximum has none.
 
     Logits are computed transposed, [s, X]: then the three products with the probabilities read them as they
     lie, if the gradient of the queries is computed transposed too, [H, s] x [s, X].
     """
-    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, out_BKGTH, lse_BKGT = residuals
+    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT = residuals
     dout_BKGTH = cotangents[0]
     B, K, G, T, H = q_BKGTH.shape
     dot_BKGT = (dout_BKGTH * out_BKGTH).sum(-1)
@@ -95,20 +104,22 @@ def _backward(residuals, cotangents):
     for first, end in _blocks(T):
         q_BKXH, dout_BKXH = _rows(q_BKGTH, first, end), _rows(dout_BKGTH, first, end)
         lse_BK1Gt, dot_BK1Gt = (a[:, :, None, :, first:end] for a in (lse_BKGT, dot_BKGT))
-        bias_BKsGt = _bias(segment_ids_BT, first, end).swapaxes(1, 2)[:, None, :, None]
+        bias_BKsGt = _bias(segment_ids_BT, window, first, end).swapaxes(1, 2)[:, None, :, None]
 
         logits_BKsX = _einsum("BKsH,BKXH->BKsX", k_BKSH[:, :, :end], q_BKXH)
-        logits_BKsGt = logits_BKsX.reshape(B, K, end, G, end - first)
+        logits_BKsGt = _cap(logits_BKsX.reshape(B, K, end, G, end - first), soft_cap)
         probs_BKsGt = jnp.exp(logits_BKsGt + bias_BKsGt - lse_BK1Gt)
         dprobs_BKsX = _einsum("BKsH,BKXH->BKsX", v_BKSH[:, :, :end], dout_BKXH)
         dlogits_BKsGt = probs_BKsGt * (dprobs_BKsX.reshape(logits_BKsGt.shape) - dot_BK1Gt)
+        if soft_cap is not None:  # d tanh(x) = 1 - tanh(x)^2
+            dlogits_BKsGt *= 1 - jnp.square(logits_BKsGt / soft_cap)
 
         probs_BKsX, dlogits_BKsX = (a.reshape(dprobs_BKsX.shape) for a in (probs_BKsGt, dlogits_BKsGt))
         dq_BKHX = _barrier(_einsum("BKHs,BKsX->BKHX", k_BKHS[..., :end], dlogits_BKsX))
         dqs.append(dq_BKHX.reshape(B, K, H, G, end - first))
         dk_BKSH = dk_BKSH.at[:, :, :end].add(_einsum("BKsX,BKXH->BKsH", dlogits_BKsX, q_BKXH))
         dv_BKSH = dv_BKSH.at[:, :, :end].add(_einsum("BKsX,BKXH->BKsH", probs_BKsX, dout_BKXH))
-    return jnp.concatenate(dqs, -1).transpose(0, 1, 3, 4, 2), dk_BKSH, dv_BKSH, None
+    return jnp.concatenate(dqs, -1).transpose(0, 1, 3, 4, 2), dk_BKSH, dv_BKSH, None, None
 
 
 _attend.defvjp(_forward, _backward)

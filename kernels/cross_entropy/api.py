@@ -29,18 +29,20 @@ def linear_cross_entropy(
     weights_BT: jax.Array,
     *,
     z_loss: float = 0.0,
+    soft_cap: float | None = None,
     implementation: str | None = None,
 ) -> CrossEntropyOutput:
     """Weighted sum over tokens of the cross entropy of softmax(x w^T), without gradient to weights.
 
     Targets must lie in [0, V): one outside it gives its token a wrong loss, so give padding any valid id and
     weight 0. `z_loss` is a Python number, the factor of the squared log-sum-exp (PaLM, section 5).
+    With `soft_cap`, a Python number, logits become cap * tanh(logits / cap) (Gemma 2).
     `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
     """
     _check_shapes(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
     compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation)]
-    loss, nats_BT = compute(x_BTD, w_VD, targets_BT, weights_BT, float(z_loss))
+    loss, nats_BT = compute(x_BTD, w_VD, targets_BT, weights_BT, float(z_loss), soft_cap)
     return CrossEntropyOutput(loss, jax.lax.stop_gradient(nats_BT))
 
 

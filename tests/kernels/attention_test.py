@@ -18,7 +18,7 @@ from kernels.attention import reference
 from kernels.attention.api import attention
 
 IMPLEMENTATIONS = ["xla"]  # later back ends join here
-compiled = jax.jit(attention, static_argnames=("scale", "implementation"))
+compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
 
 
 def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
@@ -40,17 +40,21 @@ def value_and_gradients(attend, q, k, v, dout):
     return both(q, k, v, dout)
 
 
-def check(implementation, B, T, N, K, H, *, segments=False, scale=None, seed=0):
+def check(implementation, B, T, N, K, H, *, segments=False, scale=None, soft_cap=None, window=None, seed=0):
     """Forward, maxima and gradients in float32 equal those of the reference in float64, to 1e-5."""
     arrays, ids = inputs(B, T, N, K, H, segments=segments, seed=seed)
     ours = value_and_gradients(
-        lambda *qkv: tuple(attention(*qkv, segment_ids_BT=ids, scale=scale, implementation=implementation)),
+        lambda *qkv: tuple(
+            attention(
+                *qkv, segment_ids_BT=ids, scale=scale, soft_cap=soft_cap, window=window, implementation=implementation
+            )
+        ),
         *arrays,
     )
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
         exact_scale = H**-0.5 if scale is None else scale
-        exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, exact_scale), *wide)
+        exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, exact_scale, soft_cap, window), *wide)
     for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(exact)):
         assert got.dtype == jnp.float32
         assert got.shape == want.shape
@@ -77,6 +81,41 @@ class TestAttention:
 
     def test_scale(self, implementation):
         check(implementation, 2, 33, 4, 2, 32, scale=0.7)
+
+    @pytest.mark.parametrize("soft_cap", [0.5, 50.0])
+    def test_soft_cap(self, implementation, soft_cap):
+        check(implementation, 2, 70, 4, 2, 32, soft_cap=soft_cap, scale=1.0, segments=True)
+
+    @pytest.mark.parametrize("window", [1, 5, 64, 1000])
+    def test_window(self, implementation, window):
+        check(implementation, 2, 140, 4, 2, 32, window=window, segments=True)
+
+    def test_window_and_soft_cap_by_hand(self, implementation):
+        """One head of size 1: what each token sees, spelled out in NumPy."""
+        rng = np.random.default_rng(0)
+        q, k, v = (rng.standard_normal((1, 6, 1, 1)) for _ in range(3))
+        got = attention(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)), soft_cap=2.0, window=3, scale=1.5,
+                        implementation=implementation)  # fmt: skip
+        for t in range(6):
+            seen = slice(max(0, t - 2), t + 1)
+            logits = 2.0 * np.tanh(1.5 * q[0, t, 0, 0] * k[0, seen, 0, 0] / 2.0)
+            weights = np.exp(logits) / np.exp(logits).sum()
+            np.testing.assert_allclose(got.out_BTNH[0, t, 0, 0], weights @ v[0, seen, 0, 0], rtol=1e-5)
+        pairs = [1.5 * q[0, t, 0, 0] * k[0, s, 0, 0] for t in range(6) for s in range(max(0, t - 2), t + 1)]
+        np.testing.assert_allclose(got.max_logit_N[0], max(pairs), rtol=1e-6)  # before the cap
+
+    def test_layers_of_one_scan_differ_in_their_window(self, implementation):
+        (q, k, v, _), ids = inputs(1, 40, 2, 1, 16, segments=True)
+
+        def layer(_, window):
+            out = attention(q, k, v, segment_ids_BT=ids, window=window, implementation=implementation)
+            return None, out.out_BTNH
+
+        windows = (3, 40, 1)
+        got = jax.jit(lambda: jax.lax.scan(layer, None, jnp.asarray(windows))[1])()
+        for one, window in zip(got, windows):
+            want = reference.attention(q, k, v, ids, 16**-0.5, window=window)[0]
+            np.testing.assert_allclose(one, want, atol=1e-6)
 
     def test_segment_ids_need_no_order(self, implementation):
         """A token sees every earlier token of its id, also behind a stretch of another."""

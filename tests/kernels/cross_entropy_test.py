@@ -37,23 +37,25 @@ def value_and_gradients(compute, x, w, targets, weights):
     return jax.jit(jax.value_and_grad(scaled, (0, 1), has_aux=True))(x, w)
 
 
-def ours(implementation, z_loss=0.0):
-    return lambda *args: tuple(linear_cross_entropy(*args, z_loss=z_loss, implementation=implementation))
+def ours(implementation, z_loss=0.0, soft_cap=None):
+    options = {"z_loss": z_loss, "soft_cap": soft_cap, "implementation": implementation}
+    return lambda *args: tuple(linear_cross_entropy(*args, **options))
 
 
-def exactly(x, w, targets, weights, z_loss=0.0):
+def exactly(x, w, targets, weights, z_loss=0.0, soft_cap=None):
     """The reference in float64."""
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, w)]
-        compute = lambda *args: reference.linear_cross_entropy(*args, z_loss)  # noqa: E731
+        compute = lambda *args: reference.linear_cross_entropy(*args, z_loss, soft_cap)  # noqa: E731
         exact = value_and_gradients(compute, *wide, targets, jnp.asarray(np.asarray(weights, np.float64)))
         return jax.tree.map(np.asarray, exact)
 
 
-def check(implementation, B, T, D, V, *, z_loss=0.0, seed=0):
+def check(implementation, B, T, D, V, *, z_loss=0.0, soft_cap=None, seed=0):
     """Loss, nats and gradients in float32 equal those of the reference in float64, to 1e-5."""
     args = inputs(B, T, D, V, seed=seed)
-    got, want = value_and_gradients(ours(implementation, z_loss), *args), exactly(*args, z_loss)
+    got = value_and_gradients(ours(implementation, z_loss, soft_cap), *args)
+    want = exactly(*args, z_loss, soft_cap)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
         assert a.dtype == jnp.float32
         assert a.shape == b.shape
@@ -73,6 +75,11 @@ class TestLinearCrossEntropy:
     @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
     def test_lengths(self, implementation, T, z_loss):
         check(implementation, 2, T, 16, 97, z_loss=z_loss)
+
+    @pytest.mark.usefixtures("small_chunks")
+    @pytest.mark.parametrize("soft_cap", [0.5, 30.0])
+    def test_soft_cap(self, implementation, soft_cap):
+        check(implementation, 2, 37, 16, 97, soft_cap=soft_cap, z_loss=1e-2)
 
     @pytest.mark.usefixtures("small_chunks")
     @pytest.mark.parametrize("V", [2, 64, 1000, 4097])

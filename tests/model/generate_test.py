@@ -2,14 +2,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
+from model.decode import Decoder
 from model.generate import generate
+from model.sample import Sampling, sample
 
 CONFIG = ModelConfig(
-    vocab_size=32, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.5
-)
-WINDOW = 16
+    vocab_size=32, num_layers=4, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.5,
+    sliding_window=9, global_every=2, qk_norm=True, attention_soft_cap=5.0, final_soft_cap=20.0, tied_head=False,
+)  # fmt: skip
+CONTEXT = 48
+GREEDY = Sampling(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -17,59 +22,111 @@ def params():
     return transformer.init(CONFIG, 1)
 
 
-def run(params, prompts, **settings):
-    settings = {"window": WINDOW, "max_tokens": 20, **settings}
-    steps = list(generate(CONFIG, params, prompts, **settings))
+@pytest.fixture(scope="module")
+def decoder(params):
+    return Decoder(CONFIG, params, CONTEXT)
+
+
+def run(decoder, prompts, **settings):
+    steps = list(generate(decoder, prompts, **{"max_tokens": 20, **settings}))
     return [[step[row] for step in steps] for row in range(len(prompts))]
 
 
-def greedy_by_hand(params, ids, count):
-    ids = list(ids)
-    for _ in range(count):
-        visible = jnp.array([ids[-WINDOW:]])
-        hidden = transformer.apply(
-            CONFIG, params, visible, jnp.ones_like(visible), jnp.arange(visible.shape[1])[None]
-        ).hidden_BTD
-        ids.append(int(jnp.argmax(transformer.logits(CONFIG, params, hidden[0, -1]))))
-    return ids[-count:]
+def logits_by_hand(params, ids):
+    visible = jnp.array([ids])
+    positions = jnp.arange(visible.shape[1])[None]
+    hidden = transformer.apply(CONFIG, params, visible, jnp.ones_like(visible), positions).hidden_BTD
+    return transformer.logits(CONFIG, params, hidden[0])
 
 
-def test_greedy_takes_the_likeliest_even_beyond_the_window(params):
+def test_the_cache_gives_the_logits_of_the_whole_row(params, decoder):
+    """Prefill at odd lengths, then a step a token, for rows of different lengths at once."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 32, CONTEXT).tolist() for _ in range(3)]
+    starts = np.array([1, 7, 17])
+    whole = np.stack([logits_by_hand(params, row) for row in rows])
+    logits, caches = decoder.prefill([row[:start] for row, start in zip(rows, starts)])
+    for number in range(20):
+        np.testing.assert_allclose(logits, whole[np.arange(3), starts + number - 1], atol=2e-5)
+        tokens = jnp.array([row[start + number] for row, start in zip(rows, starts)])
+        logits = decoder.step(caches, tokens, starts + number)
+
+
+def test_greedy_takes_the_likeliest_whoever_else_is_in_the_batch(params, decoder):
     prompts = [[1, 5, 9], [3], list(range(12))]
-    found = run(params, prompts, temperature=0)
+    found = run(decoder, prompts, sampling=GREEDY)
     for prompt, ids in zip(prompts, found):
-        assert ids == greedy_by_hand(params, prompt, 20)
+        by_hand = list(prompt)
+        for _ in range(20):
+            by_hand.append(int(jnp.argmax(logits_by_hand(params, by_hand)[-1])))
+        assert ids == by_hand[len(prompt) :]
 
 
-def test_sampling_is_a_function_of_the_seed(params):
-    first, again, other = (run(params, [[1]], temperature=1.0, seed=seed) for seed in (0, 0, 1))
+def test_a_row_ends_when_its_cache_is_full(decoder):
+    short, long = run(decoder, [[1], [2] * (CONTEXT - 3)], sampling=GREEDY, max_tokens=CONTEXT + 5)
+    assert len(short) == CONTEXT - 1
+    assert [token is None for token in long] == [False] * 3 + [True] * (CONTEXT - 4)
+    assert run(decoder, [[1] * CONTEXT], max_tokens=3) == [[]]
+
+
+@pytest.mark.parametrize(("prompts", "message"), [([[1] * 49], "49 tokens is longer"), ([[1], []], "empty")])
+def test_prompts_that_cannot_be(decoder, prompts, message):
+    with pytest.raises(UserError, match=message):
+        decoder.prefill(prompts)
+
+
+def test_sampling_is_a_function_of_the_seed_and_the_row(decoder):
+    first, again, other = (run(decoder, [[1]], sampling=Sampling(1.0), seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+    assert run(decoder, [[1], [5]], sampling=Sampling(1.0))[0] == first[0]
 
 
-def test_top_k_of_one_is_greedy(params):
-    assert run(params, [[4, 2]], temperature=2.0, top_k=1) == run(params, [[4, 2]], temperature=0)
+@pytest.mark.parametrize("cut", [Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(2.0, min_p=1.0)])
+def test_a_cut_to_one_token_is_greedy(decoder, cut):
+    assert run(decoder, [[4, 2]], sampling=cut) == run(decoder, [[4, 2]], sampling=GREEDY)
 
 
-def test_sampling_follows_the_distribution(params):
-    """4,000 draws of one next token: each frequency within 5 standard deviations of its probability."""
-    draws = 4000
-    (first,) = list(
-        generate(CONFIG, params, [[7, 3]] * draws, window=WINDOW, max_tokens=1, temperature=1.0, top_k=32)
-    )
-    prompt = jnp.array([[7, 3]])
-    hidden = transformer.apply(CONFIG, params, prompt, jnp.ones_like(prompt), jnp.arange(2)[None]).hidden_BTD
-    logits = np.array(transformer.logits(CONFIG, params, hidden[0, -1]), np.float64)
-    expected = np.exp(logits - logits.max())
-    expected /= expected.sum()
-    frequency = np.bincount(first, minlength=32) / draws
-    assert (np.abs(frequency - expected) < 5 * np.sqrt(expected * (1 - expected) / draws) + 1e-3).all()
+def expected(logits, sampling):
+    """Probabilities after the cuts, by the definitions."""
+    order = np.argsort(-logits, kind="stable")
+    kept = np.zeros(len(logits), bool)
+    kept[order[: sampling.top_k or len(order)]] = True
+    probs = np.where(kept, np.exp((logits - logits.max()) / sampling.temperature), 0)
+    probs /= probs.sum()
+    mass = 0.0
+    for index in order:
+        if mass >= sampling.top_p:
+            probs[index] = 0
+        mass += probs[index]
+    probs = np.where(probs >= sampling.min_p * probs.max(), probs, 0)
+    return probs / probs.sum()
 
 
-def test_a_stop_token_ends_its_row_only(params):
-    free = run(params, [[1], [2]], temperature=0)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.7, top_k=5),
+        Sampling(1.3, top_p=0.8),
+        Sampling(1.0, min_p=0.2),
+        Sampling(1.5, top_k=12, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_sampling_follows_the_distribution(sampling):
+    """20,000 draws: each frequency within 5 standard deviations of its probability, and nothing that was cut."""
+    draws, logits = 20_000, np.random.default_rng(1).normal(size=32) * 2
+    want = expected(logits, sampling)
+    chosen = sample(jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, 32)), sampling, 0, 0)
+    frequency = np.bincount(chosen, minlength=32) / draws
+    assert (frequency[want == 0] == 0).all()
+    assert (np.abs(frequency - want) < 5 * np.sqrt(want * (1 - want) / draws) + 1e-4).all()
+
+
+def test_a_stop_token_ends_its_row_only(decoder):
+    free = run(decoder, [[1], [2]], sampling=GREEDY)
     stop = free[0][3]
-    stopped = run(params, [[1], [2]], temperature=0, stop_id=stop)
-    first_stop = free[0].index(stop)
-    assert stopped[0][:first_stop] == free[0][:first_stop]
-    assert all(token is None for token in stopped[0][first_stop:])
+    stopped = run(decoder, [[1], [2]], sampling=GREEDY, stop_ids=[stop])
+    end = free[0].index(stop) + 1
+    assert stopped[0][:end] == free[0][:end]
+    assert all(token is None for token in stopped[0][end:])

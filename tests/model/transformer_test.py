@@ -91,7 +91,7 @@ def test_rope_makes_logits_depend_on_distance_only():
     q, k = random.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
     logits = []
     for base in (0, 5, 1000):
-        cos, sin = rotary_table(jnp.array([[base, base + 3]]), 16, 10_000.0)
+        cos, sin = rotary_table(jnp.array([[base, base + 3]]), dataclasses.replace(CONFIG, head_dim=16))
         rotated_q = rotate(jnp.array(q), cos[:, 1:], sin[:, 1:])
         rotated_k = rotate(jnp.array(k), cos[:, :1], sin[:, :1])
         logits.append(float((rotated_q * rotated_k).sum()))

@@ -1,0 +1,132 @@
+"""Decoding with a cache of keys and values: prompts of different lengths at once, then a token a step.
+
+One layer is one jitted function that all layers share, so that compiling takes as long as one layer, and no layer's
+weights are copied out of their stack at every token; XLA:CPU would do both in a scan, at twice the time a token.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from core.errors import UserError
+from kernels.attention.api import attention
+from kernels.attention.cached import cached_attention
+from model import transformer
+from model.config import ModelConfig
+from model.position import rotary_table
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer; slot s holds position s."""
+
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+
+
+class Decoder:
+    """A model ready to decode, its layers unstacked, for rows of up to `context` tokens.
+
+    It holds its own copy of the parameters in the dtype of the computation.
+    """
+
+    def __init__(self, config: ModelConfig, params: transformer.Params, context: int):
+        self.config, self.context = config, context
+        windows = transformer.window_of_layers(config, context)
+        self.layers = []
+        for i, uses_rope in enumerate(config.uses_rope):
+            # Matrices in the dtype of the computation; norms stay in float32, as in training.
+            own = jax.tree.map(lambda a, i=i: a[i].astype(config.dtype) if a.ndim > 2 else a[i], params["layers"])
+            window = None if windows is None else jnp.asarray(windows[i])
+            self.layers.append((own, jnp.asarray(uses_rope), window))
+        self.outer = {name: value for name, value in params.items() if name != "layers"}
+        for name in ("embedding", "head"):
+            if name in self.outer:
+                self.outer[name] = self.outer[name].astype(config.dtype)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, list[Cache]]:
+        """Logits [B, V] after the last token of each prompt, and the caches that hold them.
+
+        Prompts are padded to a power of two, so that few lengths are compiled.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        if not min(lengths):
+            raise UserError("a prompt is empty; a model needs a token to begin with")
+        if max(lengths) > self.context:
+            raise UserError(
+                f"a prompt of {max(lengths):,} tokens is longer than the cache of {self.context:,}; shorten it, or "
+                "raise eval.context"
+            )
+        T = min(self.context, max(16, 1 << (max(lengths) - 1).bit_length()))
+        tokens_BT = np.zeros((len(prompts), T), np.int32)
+        for row, prompt in zip(tokens_BT, prompts):
+            row[: len(prompt)] = prompt
+        run = _compiled(self.config, self.context)
+        x_BTD, cos_BTR, sin_BTR = run.embed(self.outer, tokens_BT, np.arange(T)[None].repeat(len(prompts), 0))
+        caches = []
+        for params, uses_rope, window in self.layers:
+            x_BTD, cache = run.fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window)
+            caches.append(cache)
+        x_B1D = jnp.take_along_axis(x_BTD, np.array(lengths)[:, None, None] - 1, axis=1)
+        return run.logits(self.outer, x_B1D), caches
+
+    def step(self, caches: list[Cache], tokens_B: jax.Array, positions_B: np.ndarray) -> jax.Array:
+        """Logits [B, V] after one more token a row; `caches` are replaced in place."""
+        run = _compiled(self.config, self.context)
+        positions_B1 = np.minimum(positions_B, self.context - 1)[:, None]
+        x_B1D, cos_B1R, sin_B1R = run.embed(self.outer, tokens_B[:, None], positions_B1)
+        for i, (params, uses_rope, window) in enumerate(self.layers):
+            x_B1D, caches[i] = run.extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, caches[i], positions_B1)
+        return run.logits(self.outer, x_B1D)
+
+
+class _Compiled(NamedTuple):
+    """The jitted parts of a model; each compiles once a shape."""
+
+    embed: Any
+    fill: Any
+    extend: Any
+    logits: Any
+
+
+@functools.cache
+def _compiled(config: ModelConfig, context: int) -> _Compiled:
+    block = nnx.split(nnx.eval_shape(lambda: transformer.Transformer(config, nnx.Rngs(0)).layers))[0]
+    logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap}
+
+    def rotation(cos, sin, uses_rope):
+        return jnp.where(uses_rope, cos, 1.0), jnp.where(uses_rope, sin, 0.0)
+
+    @jax.jit
+    def embed(outer, tokens_BT, positions_BT):
+        return transformer.embed(config, outer, tokens_BT), *rotary_table(positions_BT, config)
+
+    @jax.jit
+    def fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window):
+        def attend(q_BTNH, k_BTKH, v_BTKH):
+            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, window=window, **logits).out_BTNH
+            rest = ((0, 0), (0, context - k_BTKH.shape[1]), (0, 0), (0, 0))
+            return out_BTNH, Cache(jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest))
+
+        return nnx.merge(block, params)(x_BTD, *rotation(cos_BTR, sin_BTR, uses_rope), attend)
+
+    @functools.partial(jax.jit, donate_argnames="cache")
+    def extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, cache, positions_B1):
+        def attend(q_B1NH, k_B1KH, v_B1KH):
+            rows = jnp.arange(len(positions_B1))[:, None]
+            k_BSKH = cache.k_BSKH.at[rows, positions_B1].set(k_B1KH)
+            v_BSKH = cache.v_BSKH.at[rows, positions_B1].set(v_B1KH)
+            out_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, positions_B1, window=window, **logits)
+            return out_B1NH, Cache(k_BSKH, v_BSKH)
+
+        return nnx.merge(block, params)(x_B1D, *rotation(cos_B1R, sin_B1R, uses_rope), attend)
+
+    @jax.jit
+    def to_logits(outer, x_B1D):
+        return transformer.logits(config, outer, transformer.final_norm(config, outer, x_B1D)[:, 0])
+
+    return _Compiled(embed, fill, extend, to_logits)

@@ -1,0 +1,350 @@
+"""`config.json` of Hugging Face transformers as a ModelConfig, and back."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.config import coerce
+from core.errors import UserError, suggest
+from model.config import ModelConfig, RopeScaling
+
+MAX_BYTES = 1 << 20  # real ones are 1 to 4 kB
+
+
+class Family(NamedTuple):
+    """What transformers fixes for a `model_type`, and what it assumes where config.json is silent."""
+
+    architecture: str
+    fixed: Mapping[str, Any] = {}  # fields of ModelConfig that no key changes
+    own_keys: frozenset[str] = frozenset()
+    tied: bool = False
+    theta: float = 10_000.0
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+
+
+_BIASES = frozenset({"attention_bias", "mlp_bias"})
+_WINDOW = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+_NO_ROPE = frozenset({"no_rope_layers", "no_rope_layer_interval"})
+_GEMMA = {
+    "feed_forward": "geglu",
+    "norm_position": "pre_post",
+    "norm_plus_one": True,
+}
+_SOFT_CAPS = {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
+
+# In the order in which an export tries them.
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", own_keys=_BIASES),
+    "smollm3": Family("SmolLM3ForCausalLM", own_keys=_BIASES | _NO_ROPE | _WINDOW, tied=True, theta=2_000_000.0),
+    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, frozenset({"attention_bias"}) | _WINDOW, head_dim=128),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, _WINDOW),
+    "mistral": Family("MistralForCausalLM", own_keys=frozenset({"sliding_window"})),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        _GEMMA,
+        frozenset({"attention_bias", "sliding_window", "layer_types", "use_bidirectional_attention", *_SOFT_CAPS}),
+        tied=True,
+        head_dim=256,
+    ),
+}
+
+COMMON_KEYS = frozenset(
+    """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    rms_norm_eps initializer_range tie_word_embeddings rope_theta rope_scaling rope_parameters hidden_act
+    hidden_activation""".split()
+)
+# Keys that say nothing about the mathematics of inference.
+WITHOUT_EFFECT = frozenset(
+    """_attn_implementation _name_or_path architectures attention_dropout auto_map bos_token_id cache_implementation
+    dtype eos_token_id is_llama_config max_position_embeddings model_type pad_token_id pretraining_tp torch_dtype
+    transformers.js_config transformers_version unk_token_id use_cache""".split()
+)
+# Keys that transformers knows and Quintet does not, by the one value at which they do nothing.
+ONLY = {
+    "rope_interleaved": False,
+    "partial_rotary_factor": 1.0,
+    "use_bidirectional_attention": None,
+}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape that a folder's `config.json` describes."""
+    return from_hf(read_json_object(folder / "config.json"), folder / "config.json")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file of bounded size that holds an object."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a Hugging Face model is a folder with config.json and safetensors")
+    if path.stat().st_size > MAX_BYTES * 64:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; this is no model's")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
+
+
+def from_hf(described: Mapping[str, Any], where: Path) -> ModelConfig:
+    """The ModelConfig of a `config.json`; `where` is for messages. Unknown families, keys and values are refused."""
+    kind = described.get("model_type")
+    if kind not in FAMILIES:
+        near = suggest(str(kind), FAMILIES)
+        raise UserError(f"{where}: model_type {kind!r} is not a family that Quintet computes{near}")
+    family = FAMILIES[kind]
+    known = COMMON_KEYS | WITHOUT_EFFECT | family.own_keys | set(ONLY)
+    for key in described:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key} in a {kind} config; Quintet would ignore what it changes")
+    for key, value in ONLY.items():
+        if described.get(key, value) not in (value, None):
+            raise UserError(f"{where}: {key}={described[key]!r} is not supported")
+    try:
+        return ModelConfig(**_fields(_Reader(described, where), kind, family))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+class _Reader(NamedTuple):
+    """Values of a config.json by key and type."""
+
+    described: Mapping[str, Any]
+    where: Path
+
+    def get(self, key: str, hint: Any, default: Any = ...) -> Any:
+        """The value as the type asked; null and a missing key are the default."""
+        value = self.described.get(key)
+        if value is None:
+            if default is ...:
+                raise UserError(f"{self.where}: key {key} is missing")
+            return default
+        try:
+            return coerce(hint, value, key)
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
+
+
+def _fields(read: _Reader, kind: str, family: Family) -> dict[str, Any]:
+    """The fields of ModelConfig."""
+    D, N = read.get("hidden_size", int), read.get("num_attention_heads", int)
+    L = read.get("num_hidden_layers", int)
+    fields: dict[str, Any] = {
+        "vocab_size": read.get("vocab_size", int),
+        "num_layers": L,
+        "d_model": D,
+        "num_heads": N,
+        "num_kv_heads": read.get("num_key_value_heads", int, N),
+        "head_dim": read.get("head_dim", int, family.head_dim or D // max(N, 1)),
+        "d_ff": read.get("intermediate_size", int),
+        "norm_epsilon": read.get("rms_norm_eps", float, 1e-6),
+        "init_std": read.get("initializer_range", float, 0.02),
+        "tied_head": read.get("tie_word_embeddings", bool, family.tied),
+        "no_rope_every": 0,
+        **family.fixed,
+        **_rope(read, family),
+    }
+    if "attention_bias" in family.own_keys and read.get("attention_bias", bool, False):
+        fields |= {"qkv_bias": True, "output_bias": True}
+    if "mlp_bias" in family.own_keys:
+        fields["feed_forward_bias"] = read.get("mlp_bias", bool, False)
+    if kind == "smollm3":
+        fields["no_rope_every"] = _no_rope_every(read, L)
+    act = read.get("hidden_activation", str, read.get("hidden_act", str, ""))
+    expected = {"geglu": ("gelu_pytorch_tanh", "")}.get(fields.get("feed_forward", ""), ("silu", ""))
+    if act not in expected:
+        raise UserError(f"{read.where}: hidden_act {act!r} is not supported in a {kind} model; {expected[0]!r} is")
+    if kind == "gemma2":
+        fields |= {
+            "embedding_scale": D**0.5,
+            "attention_scale": _scale(read.get("query_pre_attn_scalar", float, 256.0), fields["head_dim"]),
+            "attention_soft_cap": _optional(read, "attn_logit_softcapping", 50.0),
+            "final_soft_cap": _optional(read, "final_logit_softcapping", 30.0),
+        }
+    return fields | _window(read, kind, L)
+
+
+def _scale(scalar: float, head_dim: int) -> float | None:
+    """The factor of the logits; None where it is the usual one."""
+    return None if scalar == head_dim else scalar**-0.5
+
+
+def _optional(read: _Reader, key: str, default: float) -> float | None:
+    """A number that null turns off."""
+    return None if key in read.described and read.described[key] is None else read.get(key, float, default)
+
+
+def _no_rope_every(read: _Reader, L: int) -> int:
+    """The interval of layers without RoPE; SmolLM3 may also list them (1 where RoPE is used)."""
+    every = read.get("no_rope_layer_interval", int, 4)
+    listed = read.get("no_rope_layers", tuple[int, ...], ())
+    for candidate in (every, 0, *range(1, L + 1)):
+        if not listed or listed == tuple(int(not candidate or (i + 1) % candidate != 0) for i in range(L)):
+            return candidate if candidate <= L else 0
+    raise UserError(f"{read.where}: no_rope_layers={list(listed)} is not every n-th of {L} layers")
+
+
+def _window(read: _Reader, kind: str, L: int) -> dict[str, Any]:
+    """Which layers slide: all (Mistral), all but every n-th (Gemma 2), or none."""
+    window = read.get("sliding_window", int, 4096 if kind == "gemma2" else 0)
+    if kind in ("smollm3", "qwen3", "qwen2") and not read.get("use_sliding_window", bool, False):
+        window = 0
+    if not window:
+        return {}
+    if kind == "mistral":
+        return {"sliding_window": window}
+    default = tuple("full_attention" if (i + 1) % 2 == 0 else "sliding_attention" for i in range(L))
+    kinds = read.get("layer_types", tuple[str, ...], default if kind == "gemma2" else ())
+    for every in range(L + 1):
+        if kinds == tuple(
+            "full_attention" if every and (i + 1) % every == 0 else "sliding_attention" for i in range(L)
+        ):
+            return {"sliding_window": window, "global_every": every}
+    raise UserError(f"{read.where}: layer_types must be sliding_attention but for every n-th of {L} layers")
+
+
+def _rope(read: _Reader, family: Family) -> dict[str, Any]:
+    """RoPE from `rope_theta` and `rope_scaling`, or from `rope_parameters` of transformers 5."""
+    given = {**read.get("rope_scaling", dict[str, Any], {}), **read.get("rope_parameters", dict[str, Any], {})}
+    rope = _Reader(given, read.where)
+    theta = rope.get("rope_theta", float, read.get("rope_theta", float, family.theta))
+    kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    keys = {"rope_theta", "rope_type", "type"}
+    scaling: dict[str, Any] = {}
+    if kind != "default":
+        scaling["factor"] = rope.get("factor", float)
+        keys.add("factor")
+    if kind in ("llama3", "yarn"):
+        original = read.get("max_position_embeddings", int, 0)
+        scaling["original_length"] = rope.get("original_max_position_embeddings", int, original)
+        keys.add("original_max_position_embeddings")
+    if kind == "llama3":
+        scaling["low_frequency_factor"] = rope.get("low_freq_factor", float)
+        scaling["high_frequency_factor"] = rope.get("high_freq_factor", float)
+        keys |= {"low_freq_factor", "high_freq_factor"}
+    if kind == "yarn":
+        scaling["beta_fast"] = rope.get("beta_fast", float, 32.0)
+        scaling["beta_slow"] = rope.get("beta_slow", float, 1.0)
+        scaling["attention_factor"] = rope.get("attention_factor", float, None)
+        keys |= {"beta_fast", "beta_slow", "attention_factor"}
+    for key, value in given.items():
+        if key not in keys and value is not None and not (key == "partial_rotary_factor" and value == 1):
+            raise UserError(f"{read.where}: rope scaling {kind!r} with {key}={value!r} is not supported")
+    kinds = {"default": "none", "linear": "interpolation", "llama3": "llama3", "yarn": "yarn"}
+    if kind not in kinds:
+        raise UserError(f"{read.where}: rope_type {kind!r} is not supported{suggest(kind, kinds)}")
+    if scaling.get("attention_factor") == 1:  # YaRN without its attention scale
+        return {
+            "rope_theta": theta,
+            "rope_scaling": RopeScaling("ntk_by_parts", **{**scaling, "attention_factor": None}),
+        }
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(kinds[kind], **scaling)}
+
+
+def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int | None, dtype: str) -> dict[str, Any]:
+    """The `config.json` of this shape, of the first family that computes just this.
+
+    `max_positions` is the longest row; where RoPE is stretched, at least what it is stretched to.
+    """
+    scaling = config.rope_scaling
+    length = max(max_positions, round(scaling.factor * scaling.original_length))
+    refusals = {}
+    for kind, family in FAMILIES.items():
+        described = _described(config, kind, length) | {
+            "architectures": [family.architecture],
+            "bos_token_id": bos,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+            "torch_dtype": dtype,
+        }
+        found = from_hf(described, Path("config.json"))
+        # Back in our words it must be the same model; these three do not change what is computed.
+        asked = dataclasses.replace(_baked(config), dtype=found.dtype, remat=found.remat)
+        refusals[kind] = [
+            field.name
+            for field in dataclasses.fields(asked)
+            if getattr(asked, field.name) != getattr(found, field.name)
+        ]
+        if not refusals[kind]:
+            return described
+    nearest = min(refusals, key=lambda kind: len(refusals[kind]))
+    differing = ", ".join(f"{name}={getattr(config, name)!r}" for name in refusals[nearest])
+    raise UserError(f"no Hugging Face family computes this model; the nearest, {nearest}, has no {differing}")
+
+
+def _baked(config: ModelConfig) -> ModelConfig:
+    """NTK-aware scaling as the larger theta that it is; a scale of attention that is the usual one as None."""
+    scaling, H = config.rope_scaling, config.head_dim
+    theta, scale = config.rope_theta, config.attention_scale
+    if scaling.ntk_factor != 1:
+        theta *= scaling.ntk_factor ** (H / (H - 2))
+    return dataclasses.replace(
+        config,
+        rope_theta=theta,
+        rope_scaling=dataclasses.replace(scaling, ntk_factor=1.0),
+        attention_scale=None if scale == H**-0.5 else scale,
+    )
+
+
+def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
+    """The keys of a family, whether or not they say all of `config`."""
+    config, family = _baked(config), FAMILIES[kind]
+    described = {
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "gelu_pytorch_tanh" if kind == "gemma2" else "silu",
+        "max_position_embeddings": length,
+        "initializer_range": config.init_std,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_head,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+    }
+    if config.rope_scaling.kind != "none":
+        described["rope_scaling"] = _scaling(config.rope_scaling)
+    if "attention_bias" in family.own_keys:
+        described["attention_bias"] = config.output_bias
+    if "mlp_bias" in family.own_keys:
+        described["mlp_bias"] = config.feed_forward_bias
+    if "no_rope_layers" in family.own_keys:
+        described["no_rope_layer_interval"] = config.no_rope_every or config.num_layers + 1
+        described["no_rope_layers"] = [int(uses) for uses in config.uses_rope]  # 1 where RoPE is used
+    if "use_sliding_window" in family.own_keys:
+        described["use_sliding_window"] = False
+    if "sliding_window" in family.own_keys:
+        described["sliding_window"] = config.sliding_window or None
+    if kind == "gemma2":
+        described["hidden_activation"] = described["hidden_act"]
+        described["query_pre_attn_scalar"] = round((config.attention_scale or config.head_dim**-0.5) ** -2)
+        described["attn_logit_softcapping"] = config.attention_soft_cap
+        described["final_logit_softcapping"] = config.final_soft_cap
+        described["sliding_window"] = config.sliding_window or length
+        described["layer_types"] = [f"{'sliding' if window else 'full'}_attention" for window in config.windows]
+    return described
+
+
+def _scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """`rope_scaling` in the words of transformers; YaRN without its attention scale is NTK by parts."""
+    kind = {"interpolation": "linear", "ntk_by_parts": "yarn"}.get(scaling.kind, scaling.kind)
+    described: dict[str, Any] = {"rope_type": kind, "factor": scaling.factor}
+    if kind in ("yarn", "llama3"):
+        described["original_max_position_embeddings"] = scaling.original_length
+    if kind == "llama3":
+        described["low_freq_factor"] = scaling.low_frequency_factor
+        described["high_freq_factor"] = scaling.high_frequency_factor
+    if kind == "yarn":
+        described |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        factor = 1.0 if scaling.kind == "ntk_by_parts" else scaling.attention_factor
+        if factor is not None:
+            described["attention_factor"] = factor
+    return described
