@@ -17,7 +17,16 @@ from data.config import TokenizerConfig
 from data.curate.engine import added_folders
 from data.document import read_documents
 from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
-from data.tokenizer import CONTEXT, JSON, MODEL, Tokenizer, beside, open_tokenizer_file, read_bounded
+from data.tokenizer import (
+    CONTEXT,
+    MODEL,
+    Tokenizer,
+    beside,
+    find_file,
+    open_tokenizer_file,
+    own_files,
+    read_bounded,
+)
 from data.workers import process_map
 
 VERSION = 2
@@ -32,11 +41,10 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    tokenizer = (
-        _take_tokenizer(config, workdir, stale)
-        if config.path
-        else _train_tokenizer(config, curated["hashes"], workdir, stale)
-    )
+    if config.path:
+        tokenizer = _take_tokenizer(config, workdir, stale)
+    else:
+        tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
     summaries = [_encode(tokenizer, folder, stale, workers) for folder in [workdir, *added_folders(workdir, added)]]
     return summaries[0]
 
@@ -71,7 +79,7 @@ def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
     folder = workdir / TOKENIZER
     spec = {"tokenizer": config.decides()}
     if config.path and Path(config.path).expanduser().exists():  # the copy serves where the original is gone
-        spec["files"] = _hashes(open_tokenizer_file(config.path))
+        spec["files"] = _hashes(_sources(config))
     require_spec(folder, read_stage(folder, "tokenize"), spec)
 
 
@@ -106,26 +114,28 @@ def _take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tok
     """A tokenizer that exists, copied."""
     given = open_tokenizer_file(config.path)
     given.require_special(config.special)
-    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes(given)}
+    sources = _sources(config)
+    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes(sources)}
     stage = Stage(workdir / TOKENIZER, spec, stale=stale)
     if not stage.finished:
-        for name, source in _sources(given).items():
+        for name, source in sources.items():
             with atomic_write(stage.folder / name) as file:
                 file.write(read_bounded(source))
-        stage.finish([stage.folder / name for name in _sources(given)], {"vocab_size": given.vocab_size})
+        stage.finish([stage.folder / name for name in sources], {"vocab_size": given.vocab_size})
         if given.eos is None:
             say(f"tokenize: {given.path} names no token for the end of a text; documents end without one")
     return open_tokenizer_file(stage.folder)
 
 
-def _sources(tokenizer: Tokenizer) -> dict[str, Path]:
-    """The files of a tokenizer under the names that they have in a workdir."""
-    own, context = (JSON, beside(tokenizer.path, CONTEXT)) if tokenizer.path.suffix == ".json" else (MODEL, ())
-    return {own: tokenizer.path} | {path.name: path for path in (*tokenizer.files[1:], *context)}
+def _sources(config: TokenizerConfig) -> dict[str, Path]:
+    """The files of a given tokenizer, and those beside a tokenizer.json that say what begins and ends a text."""
+    path = find_file(config.path)
+    context = beside(path, CONTEXT) if path.suffix == ".json" else ()
+    return own_files(path) | {file.name: file for file in context}
 
 
-def _hashes(tokenizer: Tokenizer) -> dict[str, str]:
-    return {name: hash_file(path) for name, path in _sources(tokenizer).items()}
+def _hashes(files: dict[str, Path]) -> dict[str, str]:
+    return {name: hash_file(path) for name, path in files.items()}
 
 
 def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, stale: Stale) -> Tokenizer:

@@ -39,7 +39,7 @@ class Tokenizer(abc.ABC):
     pad: int | None = None
     stop_ids: tuple[int, ...] = ()  # all that end a generated text: `eos`, and the end of a turn where chats have one
     begin: tuple[int, ...] = ()  # what a document begins with: `bos`, or nothing in the families that put none
-    files: tuple[Path, ...] = ()  # what an export copies
+    files: dict[str, Path]  # what an export copies, under these names
     leading_spaces = 0  # that decoding takes off the beginning, because encoding puts them there
 
     def __reduce__(self):
@@ -141,7 +141,19 @@ def _leading(text: str, most: int) -> int:
 
 
 def open_tokenizer_file(path: Path | str) -> Tokenizer:
-    """The tokenizer at a path: a `tokenizer.json`, a SentencePiece model, or a folder that holds one.
+    """The tokenizer at a path: a `tokenizer.json`, a SentencePiece model, or a folder that holds one."""
+    path = find_file(path)
+    if path.suffix == ".json":
+        from data.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer(path)
+    from data.tokenizer_sentencepiece import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(path)
+
+
+def find_file(path: Path | str) -> Path:
+    """The file that is the tokenizer at a path.
 
     A folder's `tokenizer.json` goes before its `tokenizer.model`: it is what others load there. Name the file to have
     the other.
@@ -154,13 +166,13 @@ def open_tokenizer_file(path: Path | str) -> Tokenizer:
         path = found[0]
     if not path.is_file():
         raise UserError(f"{path} does not exist; a tokenizer is a folder, a {JSON} or a SentencePiece .model")
-    if path.suffix == ".json":
-        from data.tokenizer_json import JsonTokenizer
+    return path
 
-        return JsonTokenizer(path)
-    from data.tokenizer_sentencepiece import SentencePieceTokenizer
 
-    return SentencePieceTokenizer(path)
+def own_files(path: Path) -> dict[str, Path]:
+    """A tokenizer's file and what belongs to it, under the names that they have in a workdir and an export."""
+    own, others = (JSON, {JSON}) if path.suffix == ".json" else (MODEL, {JSON, MODEL})
+    return {own: path} | {file.name: file for file in beside(path, (name for name in FILES if name not in others))}
 
 
 def read_bounded(path: Path) -> bytes:

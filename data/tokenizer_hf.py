@@ -14,16 +14,13 @@ FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
     """Copies a tokenizer.json and what belongs to it unchanged; makes one of a SentencePiece model."""
-    for path in tokenizer.files:
-        (folder / (MODEL if path == tokenizer.path and path.suffix != ".json" else path.name)).write_bytes(
-            path.read_bytes()
-        )
+    for name, path in tokenizer.files.items():
+        (folder / name).write_bytes(path.read_bytes())
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return
-    if tokenizer.model.normalizer_spec.precompiled_charsmap:
-        say(
-            f"export: {tokenizer.path} rewrites text before it encodes it, so that only {MODEL} is written, no {JSON}"
-        )
+    normalizer = tokenizer.model.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
+        say(f"export: {tokenizer.path} rewrites text before it encodes it; only {MODEL} is written, no {JSON}")
         return
     (folder / JSON).write_text(json.dumps(tokenizer_json(tokenizer), ensure_ascii=False, indent=1))
     if not (folder / CONFIG).exists():

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import fingerprint, hash_file
-from data.tokenizer import CONTEXT, FILES, JSON, Span, Tokenizer, beside, read_bounded, require_unicode
+from data.tokenizer import CONTEXT, Span, Tokenizer, beside, own_files, read_bounded, require_unicode
 from data.tokenizer_json_file import Decoder, Described, guard_specials, parse, read_vocabulary, unknown_id
 
 NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json")
@@ -47,7 +47,7 @@ class JsonTokenizer(Tokenizer):
         self.begin = self._prefix(settings)
         self._text.post_processor = None  # it trims offsets
         self._text.encode_special_tokens = True  # "split them": their names in a text are ordinary text
-        self.files = (path, *beside(path, set(FILES) - {JSON}))
+        self.files = own_files(path)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -19,7 +19,7 @@ from sentencepiece import sentencepiece_model_pb2
 from core.errors import UserError
 from core.files import hash_file
 from data.config import TokenizerConfig
-from data.tokenizer import FILES, JSON, MAX_VOCABULARY, MODEL, Span, Tokenizer, beside, read_bounded, require_unicode
+from data.tokenizer import MAX_VOCABULARY, Span, Tokenizer, own_files, read_bounded, require_unicode
 
 # SentencePiece writes a space as this character, so a text that holds it must go through its bytes.
 SPACE_MARK = "\u2581"
@@ -57,7 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos, self.eos, self.pad = map(self._named, ("bos_id", "eos_id", "pad_id"))
         self.begin = () if self.bos is None else (self.bos,)
         self.stop_ids = () if self.eos is None else (self.eos,)
-        self.files = (path, *beside(path, set(FILES) - {JSON, MODEL}))
+        self.files = own_files(path)
         normalizer = model.normalizer_spec
         # Without a prefix, parts of a text encode as the text does: what lossless encoding and marks rest on.
         self.plain = not normalizer.add_dummy_prefix and not normalizer.remove_extra_whitespaces

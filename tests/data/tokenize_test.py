@@ -15,7 +15,7 @@ from data.tokenize import open_split, open_tokenizer, require_tokenized, tokeniz
 from data.tokenizer import open_tokenizer_file
 from data.tokenizer_hf import write_tokenizer
 from lab import make_corpus
-from tokenizer_lab import gpt2, llama2, llama2_model, llama3
+from tokenizer_lab import gpt2, llama2, llama2_model, llama3, sentencepiece_model
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,15 @@ def test_a_model_of_others_is_exported_with_ids_equal(workdir, tmp_path):
     assert (exported.kind, exported.path.suffix) == ("bpe", ".json")
     text = "the model's  tokens\n\tin rows é漢"
     assert exported.document(text) == raw.document(text)
+
+
+def test_a_model_that_rewrites_text_is_exported_as_it_is(workdir, tmp_path, capsys):
+    path = sentencepiece_model(tmp_path / "other.model")  # nmt_nfkc, spaces collapsed
+    encode(TokenizerConfig(path=str(path)), workdir)
+    (tmp_path / "export").mkdir()
+    write_tokenizer(tmp_path / "export", open_tokenizer(workdir), 128)
+    assert [file.name for file in (tmp_path / "export").iterdir()] == ["tokenizer.model"]
+    assert "rewrites text before it encodes it" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_changed_is_refused_or_rebuilt(workdir, tmp_path):
