@@ -36,7 +36,10 @@ REQUIRED = [
 
 NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 
+CHAT = ["jinja2>=3.1.6"]  # chat templates; older ones have known ways out of the sandbox
+
 EXTRAS = {
+    "chat": CHAT,
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
@@ -46,6 +49,7 @@ EXTRAS = {
         "hypothesis>=6.155",
         "ruff>=0.14",
         *NOTEBOOK,
+        *CHAT,
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.
         "libtpu>=0.0.42; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
@@ -59,6 +63,7 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir={"": "."},
+    package_data={"data": ["*.jinja"]},
     py_modules=["launch"],
     install_requires=REQUIRED,
     extras_require=EXTRAS,
