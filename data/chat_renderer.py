@@ -147,7 +147,7 @@ def _end_of_turn(said: str, content: Any) -> int:
     Where nothing but whitespace follows the content, that is how the turn ends.
     """
     words = content.rstrip() if isinstance(content, str) else ""
-    tail = said[said.rfind(words) + len(words) :] if words in said else said
+    tail = said[said.find(words) + len(words) :] if words in said else said
     return len(said) - (len(tail) - len(tail.rstrip()) if tail.strip() else 0)
 
 

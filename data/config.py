@@ -44,6 +44,8 @@ class TokenizerConfig:
     # where two splits tie (runs of asterisks), transformers may order the same pieces differently.
     model: Literal["bpe", "unigram"] = "bpe"
     train_mb: float = 8.0  # of training documents, in shard order; more is slower, hardly better
+    # A chat template (Jinja) that conversations are written by; empty is the tokenizer's own or, without one, ours.
+    template: str = ""
 
     def __post_init__(self):
         # 256 bytes, 4 control pieces, the newline, and something to learn

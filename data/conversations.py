@@ -24,6 +24,8 @@ class Tokenizer(Protocol):
     """What of `data.tokenizer.Tokenizer` is needed here."""
 
     special_tokens: dict[str, int]
+    bos: int | None
+    eos: int | None
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and the characters that each stands for; with `special`, names of special tokens become these."""
@@ -46,7 +48,7 @@ def from_record(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | str:
     messages = record["messages"]
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         return "not_messages"
-    if not any(message["role"] == "assistant" for message in messages):
+    if not any(message["role"] == "assistant" and _says(message) for message in messages):
         return "no_assistant"
     given = record.get("chat_template_kwargs") or {}
     variables = {**(given if isinstance(given, dict) else {}), **{key: record.get(key) for key in VARIABLES}}
@@ -68,6 +70,10 @@ def _is_message(message: Any) -> bool:
     return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
+def _says(message: dict[str, Any]) -> bool:
+    return bool(message.get("content") or message.get("tool_calls"))
+
+
 def _tidy(message: dict[str, Any]) -> dict[str, Any]:
     """Without empty fields, which Parquet gives to all messages; thoughts under the one name that templates read."""
     found = {key: value for key, value in message.items() if value is not None and key not in REASONING}
@@ -83,6 +89,12 @@ def plain_text(messages: Messages) -> str:
         calls = "".join(f"\n{json.dumps(call, ensure_ascii=False)}" for call in message.get("tool_calls", ()))
         parts.append(f"{message['role']}: {thoughts}{message['content']}{calls}")
     return "\n\n".join(parts) + "\n"
+
+
+def chat_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """How templates write the first and the last token of a document; nothing where there is none."""
+    names = {number: name for name, number in tokenizer.special_tokens.items()}
+    return {"bos": names.get(tokenizer.bos, ""), "eos": names.get(tokenizer.eos, "")}
 
 
 def is_conversation(document: Document) -> bool:

@@ -13,6 +13,7 @@ from data.corpus import Corpus
 from data.history import ask
 from data.pipeline import Batches
 from data.plan import Plan
+from data.shards import Tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -62,11 +63,13 @@ class FakeShards:
         self.generation_starts = np.array([0, *generations, len(lengths)])
         self.hashes = [self.lengths[:end].tolist() for end in self.generation_starts[1:]]
         self.reads = 0  # documents
+        self.trained: dict[int, np.ndarray] = {}  # of those that are conversations
+        self.predicted = np.maximum(self.lengths - 1, 0)
 
-    def read(self, documents: np.ndarray) -> list[np.ndarray]:
+    def read_tokens(self, documents: np.ndarray) -> list[Tokens]:
         """Their tokens."""
         self.reads += len(documents)
-        return [1000 * d + np.arange(self.lengths[d]) for d in documents.tolist()]
+        return [Tokens(1000 * d + np.arange(self.lengths[d]), self.trained.get(d)) for d in documents.tolist()]
 
     def source(self, document: int) -> str:
         """The source of one."""

@@ -36,6 +36,7 @@ from core.files import (
 )
 from core.progress import say, track
 from data.config import DataConfig
+from data.conversations import is_conversation
 from data.curate.steps import ExactDuplicates, build_recipe, recipe_spec
 from data.document import Document, DocumentWriter, Dropped, id_hash, read_documents
 from data.sources import folder, python_installation
@@ -139,6 +140,7 @@ class Tally:
         self.sources: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
         self.splits = {"train": collections.Counter(), "heldout": collections.Counter()}
         self.dropped: collections.Counter = collections.Counter()
+        self.conversations = 0
 
     def add_part(self, part: dict[str, Any]) -> None:
         """Adds what one partition dropped."""
@@ -155,6 +157,7 @@ class Tally:
         """Counts a document that stays."""
         size = len(document.text.encode())
         self.splits[split].update(documents=1, bytes=size)
+        self.conversations += is_conversation(document)
         self.sources[document.source].update({f"{split}_documents": 1, f"{split}_bytes": size})
 
     def summary(self) -> dict[str, Any]:
@@ -163,6 +166,7 @@ class Tally:
             **{name: {"documents": c["documents"], "bytes": c["bytes"]} for name, c in self.splits.items()},
             "sources": {name: dict(counter) for name, counter in sorted(self.sources.items())},
             "dropped": dict(self.dropped.most_common()),
+            **({"conversations": self.conversations} if self.conversations else {}),
         }
 
 

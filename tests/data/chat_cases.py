@@ -95,7 +95,9 @@ LOOPS = """\
     {%- if message.role == 'system' %}{% continue %}{% endif %}
     {%- set seen.turns = seen.turns + 1 %}
     {{- seen.turns }}{{ message | tojson }}{{ ' <&> ' ~ message.content.split('>')[-1] }}
-    {%- if message.role == 'assistant' %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}{% endif %}  # noqa: E501
+    {%- if message.role == 'assistant' %}
+        {%- generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}
+    {%- endif %}
 {%- endfor %}
 """
 

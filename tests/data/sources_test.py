@@ -143,7 +143,7 @@ def test_a_truncated_gzip_is_named(tmp_path):
 
 def test_parquet_without_text_is_refused(tmp_path):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="has no column `text` of strings; it has body"):
+    with pytest.raises(UserError, match="has no column `text` of strings, nor `messages`; it has body"):
         list(parquet.read(tmp_path / "a.parquet", "a"))
 
 
