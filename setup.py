@@ -24,7 +24,7 @@ REQUIRED = [
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
     "array_record>=0.8.6",
-    "sentencepiece>=0.2.3",
+    "sentencepiece[protobuf]>=0.2.3",
     "chex>=0.1.92",
     "ml-collections>=1.1.0",
     "pyarrow>=20",  # the curated Parquet shards, and Parquet sources
@@ -36,10 +36,12 @@ REQUIRED = [
 
 NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 
-CHAT = ["jinja2>=3.1.6"]  # chat templates; older ones have known ways out of the sandbox
+HF = ["tokenizers>=0.22"]
+CHAT = ["jinja2>=3.1.6"]  # older ones have known ways out of the sandbox
 
 EXTRAS = {
-    "chat": CHAT,
+    "hf": HF,  # the tokenizer.json of models that exist
+    "chat": CHAT,  # chat templates
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
@@ -48,6 +50,7 @@ EXTRAS = {
         "pytest>=9",
         "hypothesis>=6.155",
         "ruff>=0.14",
+        *HF,
         *NOTEBOOK,
         *CHAT,
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.

@@ -13,7 +13,8 @@ from core.config import require
 class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
-    path: str = ""  # a folder or file; empty is the Python installation itself
+    # A folder or file; empty is the Python installation itself, python:chat are conversations about it.
+    path: str = ""
     sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
     # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.
     added: tuple[dict[str, str], ...] = ()
@@ -35,11 +36,20 @@ class DataConfig:
         require(self.workers >= 0, f"workers={self.workers} must be 0 or more")
 
 
+RESERVED = ("<unk>", "<s>", "</s>")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The SentencePiece tokenizer trained on the corpus: `config.tokenizer`."""
+    """The tokenizer, trained on the corpus (SentencePiece) or given: `config.tokenizer`."""
 
-    vocab_size: int = 4096
+    # A tokenizer that exists: a tokenizer.json, a SentencePiece .model, or a folder that holds one. The three keys of
+    # training are then of no account; model.vocab_size must be at least its vocabulary.
+    path: str = ""
+    # Control tokens beside those of beginning and end, such as <|im_start|>. In training they are added, of a given
+    # tokenizer they are required. In documents their names stay ordinary text.
+    special: tuple[str, ...] = ()
+    vocab_size: int = 4096  # special tokens included
     # BPE trains in a second, packs 2% tighter here, and exports with equal ids. Unigram encodes 3 times as fast;
     # where two splits tie (runs of asterisks), transformers may order the same pieces differently.
     model: Literal["bpe", "unigram"] = "bpe"
@@ -48,9 +58,26 @@ class TokenizerConfig:
     template: str = ""
 
     def __post_init__(self):
+        if self.path:
+            return
+        for name in self.special:
+            # \u2581 is how SentencePiece writes a space; a comma separates its options
+            plain = name.isprintable() and not any(letter in name for letter in ' \u2581,"')
+            require(bool(name) and plain, f"special: {name!r} must be printable, without spaces, commas and quotes")
+            given = name in RESERVED or re.fullmatch("<0x[0-9A-Fa-f]{2}>", name)
+            require(not given, f"special: {name!r} is a token of every tokenizer that is trained here")
+        require(len(set(self.special)) == len(self.special), "special names a token twice")
         # 256 bytes, 4 control pieces, the newline, and something to learn
-        require(self.vocab_size >= 300, f"vocab_size={self.vocab_size} leaves no room beside 256 byte pieces")
+        least = 300 + len(self.special)
+        require(self.vocab_size >= least, f"vocab_size={self.vocab_size} leaves no room beside 256 byte pieces")
         require(self.train_mb > 0, f"train_mb={self.train_mb} must be positive")
+
+    def decides(self) -> dict[str, Any]:
+        """What decides the tokenizer, for the spec of its stage."""
+        special = {"special": self.special} if self.special else {}
+        if self.path:
+            return {"path": self.path, **special}
+        return {"vocab_size": self.vocab_size, "model": self.model, "train_mb": self.train_mb, **special}
 
 
 Packing = Literal["split", "best_fit"]

@@ -1,18 +1,18 @@
-"""The tokenize stage: learns the tokenizer from the training documents, encodes every shard, checks every document.
+"""The tokenize stage: learns the tokenizer from the training documents, or takes one; encodes every document.
 
-workdir/tokenizer/tokenizer.model
+workdir/tokenizer/tokenizer.model             or the files of the tokenizer that is given
 workdir/tokens/{train,heldout}-00000.array_record and their indexes
 workdir/tokens/chat_template.jinja            by which conversations were written, where there are any
 workdir/added-1/tokens/ ...   the same for documents that were added
 """
 
-import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import Stage, Stale, atomic_write, read_json, read_stage, require_spec, write_json
+from core.files import Stage, Stale, atomic_write, hash_file, read_json, read_stage, require_spec, write_json
 from core.progress import say, track
 from data.chat import ChatTemplate, default_source, open_template, read_template
 from data.config import TokenizerConfig
@@ -20,7 +20,7 @@ from data.conversations import chat_tokens, encode_document, is_conversation
 from data.curate.engine import added_folders
 from data.document import read_documents
 from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
-from data.tokenizer import Tokenizer, train
+from data.tokenizer import CONTEXT, JSON, MODEL, Tokenizer, beside, open_tokenizer_file, read_bounded
 from data.workers import process_map
 
 VERSION = 2
@@ -37,7 +37,11 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
+    tokenizer = (
+        _take_tokenizer(config, workdir, stale)
+        if config.path
+        else _train_tokenizer(config, curated["hashes"], workdir, stale)
+    )
     template = _given_template(config, tokenizer).dated(CHAT_DATE)
     folders = [workdir, *added_folders(workdir, added)]
     summaries = [_encode(tokenizer, template, folder, stale, workers) for folder in folders]
@@ -58,7 +62,7 @@ def _encode(
         return stage.summary
 
     names = [name.removesuffix(".parquet") for name in sorted(curated["hashes"])]
-    tasks = [(workdir, name, tokenizer.path, template) for name in names]
+    tasks = [(workdir, name, template, tokenizer.path, tokenizer.fingerprint) for name in names]
     shards = dict(track(process_map(_encode_shard, tasks, workers), "tokenize", len(tasks)))
     summary = _summary(tokenizer, [shards[name] for name in names])
     paths = [stage.folder / shard["name"] for shard in shards.values()]
@@ -79,9 +83,17 @@ def _encode(
 
 
 def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
-    """Refuses a tokenizer of another config."""
+    """Refuses a tokenizer or a template of another config, and files that are no longer those that were taken."""
     folder = workdir / TOKENIZER
-    require_spec(folder, read_stage(folder, "tokenize"), {"tokenizer": dataclasses.asdict(config)})
+    spec = {"tokenizer": config.decides()}
+    if config.path and Path(config.path).expanduser().exists():  # the copy serves where the original is gone
+        spec["files"] = _hashes(open_tokenizer_file(config.path))
+    require_spec(folder, read_stage(folder, "tokenize"), spec)
+    folder = workdir / TOKENS
+    manifest = read_stage(folder, "tokenize")
+    if "template" in manifest["spec"] and (not config.template or Path(config.template).expanduser().exists()):
+        template = _given_template(config, open_tokenizer(workdir)).dated(CHAT_DATE)
+        require_spec(folder, manifest, {"template": template.fingerprint})
 
 
 def open_split(workdir: Path, split: str, added: int = 0) -> TokenShards:
@@ -108,7 +120,33 @@ def open_split(workdir: Path, split: str, added: int = 0) -> TokenShards:
 def open_tokenizer(workdir: Path) -> Tokenizer:
     """The tokenizer of a workdir."""
     read_stage(workdir / TOKENIZER, "tokenize")
-    return Tokenizer(workdir / TOKENIZER / "tokenizer.model")
+    return open_tokenizer_file(workdir / TOKENIZER)
+
+
+def _take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:
+    """A tokenizer that exists, copied."""
+    given = open_tokenizer_file(config.path)
+    given.require_special(config.special)
+    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes(given)}
+    stage = Stage(workdir / TOKENIZER, spec, stale=stale)
+    if not stage.finished:
+        for name, source in _sources(given).items():
+            with atomic_write(stage.folder / name) as file:
+                file.write(read_bounded(source))
+        stage.finish([stage.folder / name for name in _sources(given)], {"vocab_size": given.vocab_size})
+        if given.eos is None:
+            say(f"tokenize: {given.path} names no token for the end of a text; documents end without one")
+    return open_tokenizer_file(stage.folder)
+
+
+def _sources(tokenizer: Tokenizer) -> dict[str, Path]:
+    """The files of a tokenizer under the names that they have in a workdir."""
+    own, context = (JSON, beside(tokenizer.path, CONTEXT)) if tokenizer.path.suffix == ".json" else (MODEL, ())
+    return {own: tokenizer.path} | {path.name: path for path in (*tokenizer.files[1:], *context)}
+
+
+def _hashes(tokenizer: Tokenizer) -> dict[str, str]:
+    return {name: hash_file(path) for name, path in _sources(tokenizer).items()}
 
 
 def open_chat_template(workdir: Path, date: str | None = None) -> ChatTemplate:
@@ -130,25 +168,33 @@ def _given_template(config: TokenizerConfig, tokenizer: Tokenizer) -> ChatTempla
 
 
 def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, stale: Stale) -> Tokenizer:
-    spec = {"version": VERSION, "tokenizer": dataclasses.asdict(config), "curated": curated}
+    from data.tokenizer_sentencepiece import train
+
+    spec = {"version": VERSION, "tokenizer": config.decides(), "curated": curated}
     stage = Stage(workdir / TOKENIZER, spec, stale=stale)
-    path = stage.folder / "tokenizer.model"
+    path = stage.folder / MODEL
     if not stage.finished:
         shards = sorted((workdir / CURATED).glob("train-*.parquet"))
         documents = itertools.chain.from_iterable(map(read_documents, shards))
         train((document.text for document in documents), config, path)
         stage.finish([path], {"vocab_size": config.vocab_size})
-    return Tokenizer(path)
+    return open_tokenizer_file(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, fingerprint: str) -> Tokenizer:  # noqa: ARG001
+    """Opened once a worker: a vocabulary of 128,256 takes a second. The fingerprint keeps a changed file apart."""
+    return open_tokenizer_file(path)
 
 
 def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
     """Encodes one curated shard, unless that is done; counts the documents that do not decode to themselves."""
-    workdir, name, tokenizer_path, template = task
+    workdir, name, template, *opened = task
     path = workdir / TOKENS / f"{name}.array_record"
     mark = path.with_suffix(".done.json")
     if mark.exists() and path.exists() and (done := read_json(mark))["size"] == path.stat().st_size:
         return name, done
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = _opened(*opened)
     not_lossless = 0
 
     def encoded():

@@ -1,137 +1,177 @@
-"""A lossless SentencePiece tokenizer: what is encoded decodes to the same bytes.
+"""One `Tokenizer`, two back ends: SentencePiece models, and the `tokenizer.json` of Hugging Face.
 
-Identity normalisation, all whitespace kept, no dummy prefix, whitespace-only pieces for indentation, the newline a
-piece of its own, and byte pieces for every character outside the vocabulary.
+Every back end says which bytes a token stands for, so that whole texts and streams are decoded by the same rule,
+token by token: bytes of tokens end to end, UTF-8, U+FFFD for what is not.
 """
 
-import io
+import abc
+import codecs
+import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece
+from core.errors import UserError, suggest
 
-from core.errors import UserError
-from core.files import hash_file
-from data.config import TokenizerConfig
+MODEL, JSON = "tokenizer.model", "tokenizer.json"
+# What travels with a tokenizer into a workdir and out with an export.
+FILES = (JSON, MODEL, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+CONTEXT = ("generation_config.json", "config.json")  # may say which ids begin and end; exports write their own
+MAX_BYTES = 64_000_000  # of one file; Gemma 3's tokenizer.json, 262,144 tokens, has 33 MB
+MAX_VOCABULARY = 1 << 20
 
-UNK, BOS, EOS, NEWLINE = 0, 1, 2, 3
-FIRST_LEARNED = NEWLINE + 1 + 256  # after the byte pieces
-# SentencePiece writes a space as this character, so a text that holds it must go through its bytes.
-SPACE_MARK = "\u2581"
-MAX_LINE = 1 << 16  # bytes of a line that is learned from
+Span = tuple[int, int]
 
 
-class Tokenizer:
-    """Text to ids and back. `encode` adds no special tokens; `document` adds the first and the last."""
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
 
-    def __init__(self, path: Path):
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is not a SentencePiece model; tokenize again ({error})") from None
-        self.path = path
-        self.vocab_size = self.processor.vocab_size()
-        self._mark = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+    Special tokens are control tokens: `encode` reads their names in a text as the ordinary text that they are, unless
+    it is told `special=True`, and `decode` leaves them out unless told so.
+    """
+
+    path: Path
+    kind: str  # "bpe" or "unigram"
+    vocab_size: int
+    special_tokens: dict[str, int]
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    stop_ids: tuple[int, ...] = ()  # all that end a generated text: `eos`, and the end of a turn where chats have one
+    begin: tuple[int, ...] = ()  # what a document begins with: `bos`, or nothing in the families that put none
+    files: tuple[Path, ...] = ()  # what an export copies
+    leading_spaces = 0  # that decoding takes off the beginning, because encoding puts them there
+
+    def __reduce__(self):
+        """Pickled as its path: a worker opens it again."""
+        return open_tokenizer_file, (self.path,)
 
     @property
-    def kind(self) -> str:
-        """`unigram` or `bpe`: pieces of a unigram model can be scored by any number, BPE counts merges down."""
-        scores = [self.processor.get_score(i) for i in range(FIRST_LEARNED, self.vocab_size)]
-        return "bpe" if all(score == -rank for rank, score in enumerate(scores)) else "unigram"
-
-    @property
+    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the model file, which token shards record."""
-        return hash_file(self.path)
+        """Hash of all that decides the ids, which token shards record."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
-        pieces = text.split(SPACE_MARK)
-        ids = self.processor.encode(pieces[0])
-        for piece in pieces[1:]:
-            ids += self._mark + self.processor.encode(piece)
-        return ids
+    @abc.abstractmethod
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text; with `special` the names of special tokens in it become these tokens."""
+
+    @abc.abstractmethod
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[Span]]:
+        """Ids, and for each the characters [begin, end) of the text that it stands for.
+
+        Bytes of one character all have its span. A space that is put before the text has an empty one.
+        """
+
+    @property
+    @abc.abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id; those of a special token are its name."""
 
     def document(self, text: str) -> list[int]:
-        """Ids of a whole document, from its beginning to its end token."""
-        return [BOS, *self.encode(text), EOS]
+        """Ids of a whole document, with the tokens that its family puts at its beginning and end."""
+        return [*self.begin, *self.encode(text), *([] if self.eos is None else [self.eos])]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special tokens decode to nothing, broken UTF-8 to U+FFFD."""
-        return self.processor.decode([int(i) for i in ids])
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a document's beginning, to be continued: at least one, the end of another document if need be."""
+        ids = [*self.begin, *self.encode(text)]
+        return ids or [self.eos if self.eos is not None else 0]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Text of ids; broken UTF-8 becomes U+FFFD, ids beyond the vocabulary (a padded embedding's) nothing."""
+        pieces, known = self._pieces(special), range(self.vocab_size)
+        text = b"".join([pieces[i] for i in ids if i in known]).decode("utf-8", "replace")
+        return text[_leading(text, self.leading_spaces) :]
+
+    def stream(self, special: bool = False) -> "TextStream":
+        """Decodes one id at a time."""
+        return TextStream(self._pieces(special), self.leading_spaces)
+
+    def require_special(self, names: Iterable[str]) -> None:
+        """Refuses names that are not special tokens here."""
+        for name in names:
+            if name not in self.special_tokens:
+                raise UserError(
+                    f"config tokenizer.special: {name!r} is not a special token of {self.path}"
+                    f"{suggest(name, self.special_tokens)}"
+                )
+
+    def _pieces(self, special: bool) -> list[bytes]:
+        return self.token_bytes if special else self._silent
+
+    @functools.cached_property
+    def _silent(self) -> list[bytes]:
+        pieces = list(self.token_bytes)
+        for i in self.special_tokens.values():
+            pieces[i] = b""
+        return pieces
+
+    @functools.cached_property
+    def _special_names(self) -> re.Pattern:
+        names = sorted(self.special_tokens, key=len, reverse=True)  # the longest where one begins as another
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
-def train(texts: Iterable[str], config: TokenizerConfig, path: Path) -> None:
-    """Learns a tokenizer from texts and writes it to `path`.
+class TextStream:
+    """Decodes ids as they come: all that `push` and `flush` return is final, and together equal to `decode`."""
 
-    Raises UserError where the corpus is too small for the vocabulary asked.
+    def __init__(self, pieces: list[bytes], leading_spaces: int):
+        self.pieces, self.leading = pieces, leading_spaces
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that became certain with one more id; an incomplete character waits for its bytes."""
+        return self._text(self.pieces[token] if 0 <= token < len(self.pieces) else b"")
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        return self._text(b"", final=True)
+
+    def _text(self, piece: bytes, final: bool = False) -> str:
+        text = self.utf8.decode(piece, final)
+        if self.leading and text:
+            spaces = _leading(text, self.leading)
+            self.leading = self.leading - spaces if spaces == len(text) else 0
+            text = text[spaces:]
+        return text
+
+
+def _leading(text: str, most: int) -> int:
+    """How many spaces a text begins with, up to a number."""
+    return min(most, len(text) - len(text.lstrip(" "))) if most else 0
+
+
+def open_tokenizer_file(path: Path | str) -> Tokenizer:
+    """The tokenizer at a path: a `tokenizer.json`, a SentencePiece model, or a folder that holds one.
+
+    A folder's `tokenizer.json` goes before its `tokenizer.model`: it is what others load there. Name the file to have
+    the other.
     """
-    model = io.BytesIO()
-    lines = _Lines(texts, config.train_mb)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=config.vocab_size,
-            model_type=config.model,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n"],
-            split_digits=True,
-            max_sentence_length=MAX_LINE,
-            num_threads=1,  # the vocabulary must not depend on the number of cores
-            minloglevel=3,
-        )
-    except RuntimeError as error:
-        if lines.failure is not None:  # SentencePiece turns whatever its iterator raises into a RuntimeError
-            raise lines.failure from None
-        if (refusal := _does_not_fit(config, str(error))) is None:
-            raise
-        raise UserError(refusal) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in (JSON, MODEL) if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{path} holds no tokenizer: neither {JSON} nor {MODEL} is there")
+        path = found[0]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a tokenizer is a folder, a {JSON} or a SentencePiece .model")
+    if path.suffix == ".json":
+        from data.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer(path)
+    from data.tokenizer_sentencepiece import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(path)
 
 
-class _Lines:
-    """The lines of the first megabytes; characters that SentencePiece treats specially are left to byte pieces."""
-
-    def __init__(self, texts: Iterable[str], megabytes: float):
-        self.texts, self.left = texts, megabytes * 1e6
-        self.failure: BaseException | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            for text in self.texts:
-                for line in text.replace(SPACE_MARK, " ").replace("\0", " ").split("\n"):
-                    if line:
-                        yield line
-                self.left -= len(text)
-                if self.left <= 0:
-                    return
-        except BaseException as failure:
-            self.failure = failure
-            raise
+def read_bounded(path: Path) -> bytes:
+    """A tokenizer's file, if it is of a size that one can have."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES // 1_000_000} MB, which no tokenizer needs")
+    return content
 
 
-def _does_not_fit(config: TokenizerConfig, error: str) -> str | None:
-    """SentencePiece's two complaints about the vocabulary in a user's words; None for any other."""
-    if "Vocabulary size is smaller than required_chars" in error or "required_chars" in error:
-        numbers = re.findall(r"\d+", error.partition("required_chars")[2])
-        need = f" (at least {numbers[-1]})" if numbers else ""
-        return (
-            f"tokenizer.vocab_size={config.vocab_size} is too small for the different characters of the corpus{need}"
-            "; raise --config.tokenizer.vocab_size"
-        )
-    if "Vocabulary size too high" in error or "vocab_size()" in error:
-        limit = re.search(r"value <= (\d+)", error)
-        most = f" (at most {limit[1]})" if limit else ""
-        return (
-            f"the corpus is too small for tokenizer.vocab_size={config.vocab_size}{most}; "
-            "give more text, or a lower --config.tokenizer.vocab_size"
-        )
-    return None
+def beside(path: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    """Those of the names that stand in a file's folder."""
+    return tuple(path.with_name(name) for name in names if path.with_name(name).is_file())

@@ -1,48 +1,67 @@
-"""Our SentencePiece model as the `tokenizer.json` that Hugging Face tools read."""
+"""A tokenizer as Hugging Face tools read it: its own files, or the `tokenizer.json` of a SentencePiece model."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from data.tokenizer import BOS, EOS, FIRST_LEARNED, NEWLINE, SPACE_MARK, UNK, Tokenizer
+from core.progress import say
+from data.tokenizer import JSON, MODEL, Tokenizer
+from data.tokenizer_sentencepiece import SPACE_MARK, SentencePieceTokenizer
+
+CONFIG = "tokenizer_config.json"
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`, and the SentencePiece model itself."""
-    (folder / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(tokenizer), ensure_ascii=False, indent=1))
-    settings = {
+    """Copies a tokenizer.json and what belongs to it unchanged; makes one of a SentencePiece model."""
+    for path in tokenizer.files:
+        (folder / (MODEL if path == tokenizer.path and path.suffix != ".json" else path.name)).write_bytes(
+            path.read_bytes()
+        )
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return
+    if tokenizer.model.normalizer_spec.precompiled_charsmap:
+        say(
+            f"export: {tokenizer.path} rewrites text before it encodes it, so that only {MODEL} is written, no {JSON}"
+        )
+        return
+    (folder / JSON).write_text(json.dumps(tokenizer_json(tokenizer), ensure_ascii=False, indent=1))
+    if not (folder / CONFIG).exists():
+        (folder / CONFIG).write_text(json.dumps(_settings(tokenizer, max_length), indent=2) + "\n")
+
+
+def _settings(tokenizer: SentencePieceTokenizer, max_length: int) -> dict[str, Any]:
+    named = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.eos}
+    named["unk"] = tokenizer.processor.unk_id()
+    names = {f"{name}_token": tokenizer.processor.id_to_piece(i) for name, i in named.items() if i is not None}
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "pad_token": "</s>",
+        **names,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     """The fast tokenizer: spaces become marks, bytes fall back, a document begins with `<s>`."""
-    special = {UNK: "<unk>", BOS: "<s>", EOS: "</s>"}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}
+    prefix = [] if tokenizer.plain else [{"type": "Prepend", "prepend": SPACE_MARK}]
+    strip = [] if tokenizer.plain else [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    text, others = [{"Sequence": {"id": "A", "type_id": 0}}], [{"Sequence": {"id": "B", "type_id": 1}}]
+    begin = {tokenizer.processor.id_to_piece(i): i for i in tokenizer.begin}
+    first = [{"SpecialToken": {"id": name, "type_id": 0}} for name in begin]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(i, content, special=True) for i, content in special.items()]
-        + [_added(NEWLINE, "\n", special=False)],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
+        "added_tokens": _added_tokens(tokenizer),
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]} if prefix else spaces,
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [_special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                _special("<s>"),
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}},
+            "single": [*first, *text],
+            "pair": [*first, *text, *others],
+            "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in begin.items()},
         },
         "decoder": {
             "type": "Sequence",
@@ -50,48 +69,53 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
                 {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
+                *strip,
             ],
         },
         "model": _model(tokenizer),
     }
 
 
-def _model(tokenizer: Tokenizer) -> dict[str, Any]:
-    processor = tokenizer.processor
-    pieces = [processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-    scores = [processor.get_score(i) for i in range(tokenizer.vocab_size)]
+def _added_tokens(tokenizer: SentencePieceTokenizer) -> list[dict[str, Any]]:
+    """Control and unknown pieces are special; pieces that a user defined, such as the newline, never join others."""
+    found = []
+    for i, piece in enumerate(tokenizer.model.pieces):
+        special = piece.type in (piece.CONTROL, piece.UNKNOWN)
+        if special or piece.type == piece.USER_DEFINED:
+            found.append({"id": i, "content": piece.piece, "special": special, **FLAGS})
+    return found
+
+
+def _model(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    pieces, unknown = tokenizer.model.pieces, tokenizer.processor.unk_id()
     if tokenizer.kind == "unigram":
-        return {"type": "Unigram", "unk_id": UNK, "vocab": list(zip(pieces, scores)), "byte_fallback": True}
+        vocabulary = [(piece.piece, piece.score) for piece in pieces]
+        bytes_too = tokenizer.model.trainer_spec.byte_fallback
+        return {"type": "Unigram", "unk_id": unknown, "vocab": vocabulary, "byte_fallback": bytes_too}
+    learned = [piece for piece in pieces if piece.type == piece.NORMAL]
     return {
         "type": "BPE",
         "dropout": None,
-        "unk_token": "<unk>",
+        "unk_token": pieces[unknown].piece,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": True,
-        "byte_fallback": True,
-        "vocab": {piece: i for i, piece in enumerate(pieces)},
-        "merges": merges(pieces, scores, first=FIRST_LEARNED),
+        "byte_fallback": tokenizer.model.trainer_spec.byte_fallback,
+        "vocab": {piece.piece: i for i, piece in enumerate(pieces)},
+        "merges": merges([piece.piece for piece in learned], [piece.score for piece in learned]),
     }
 
 
-def merges(pieces: list[str], scores: list[float], first: int = 0) -> list[list[str]]:
-    """Pairs of pieces that join into a third, best first; SentencePiece keeps only the scores of the results."""
+def merges(pieces: list[str], scores: list[float]) -> list[list[str]]:
+    """Pairs of pieces that join into a third, best first; SentencePiece keeps only the scores of the results.
+
+    Only pieces that were learned: "<" and "s>" must not become the first token.
+    """
     score_of = dict(zip(pieces, scores))
     found = []
-    # Control, newline and byte pieces are not made by merging: "<" and "s>" must not become the first token.
-    for piece, score in list(score_of.items())[first:]:
+    for piece, score in score_of.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in score_of and right in score_of:
-                found.append((-score, score_of[left], score_of[right], left, right))
-    return [[left, right] for *_, left, right in sorted(found, key=lambda entry: entry[0])]
-
-
-def _added(identifier: int, content: str, *, special: bool) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": identifier, "content": content, "special": special, **flags}
-
-
-def _special(token: str) -> dict[str, Any]:
-    return {"SpecialToken": {"id": token, "type_id": 0}}
+                found.append((-score, left, right))
+    return [[left, right] for _, left, right in sorted(found, key=lambda entry: entry[0])]

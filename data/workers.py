@@ -39,6 +39,7 @@ def process_map(function: Callable[[Any], Any], tasks: list[Any], workers: int =
 
 def _live_with_parent() -> None:
     """Ctrl-C is the parent's to handle; a parent that was killed takes its workers along."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -16,7 +16,6 @@ from core.files import Stage, read_stage, write_json
 from core.progress import say
 from data.document import read_documents
 from data.tokenize import CURATED, TOKENS, open_split, open_tokenizer
-from data.tokenizer import BOS, EOS
 from evals import perplexity
 from evals.config import EvalConfig
 from model.generate import generate
@@ -77,18 +76,13 @@ def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, ma
     """Writes the prompt and its continuation to standard output as it comes."""
     params, _ = load_params(run, workdir)
     tokenizer = open_tokenizer(workdir)
-    ids = [BOS, *tokenizer.encode(prompt)]
-    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": seed}
-    shown = tokenizer.decode(ids)
-    sys.stdout.write(shown)
+    ids, stream = tokenizer.prompt(prompt), tokenizer.stream()
+    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": tokenizer.eos, "seed": seed}
+    sys.stdout.write("".join(map(stream.push, ids)))
     for (token,) in generate(run.model, params, [ids], window=run.row_length, max_tokens=max_tokens, **settings):
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):  # the bytes of a character may come in several tokens
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
-    sys.stdout.write("\n")
+        sys.stdout.write(stream.push(token))
+        sys.stdout.flush()
+    sys.stdout.write(stream.flush() + "\n")
 
 
 def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[dict[str, Any]]:
@@ -97,11 +91,11 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
     continued = np.arange(min((config.samples + 1) // 2, len(shards)))
     prompts = [ids[: config.prompt_tokens].tolist() for ids in shards.read(continued)]
     names: list[str | None] = [shards.document_id(int(document)) for document in continued]
-    prompts += [[BOS]] * (config.samples - len(prompts))
+    prompts += [tokenizer.prompt("")] * (config.samples - len(prompts))
     names += [None] * (config.samples - len(names))
     if not prompts:
         return []
-    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": EOS, "seed": run.seed}
+    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": tokenizer.eos, "seed": run.seed}
     texts: list[list[int]] = [[] for _ in prompts]
     steps = generate(run.model, params, prompts, window=run.row_length, max_tokens=config.sample_tokens, **settings)
     for tokens in steps:

@@ -7,7 +7,6 @@ import jax
 from core.files import Stage, hash_file
 from core.progress import say
 from data.tokenize import open_tokenizer
-from data.tokenizer import BOS, EOS
 from data.tokenizer_hf import write_tokenizer
 from model.hf import write_model
 from train.run import Run, load_params, run_spec
@@ -31,7 +30,8 @@ def export(run: Run, workdir: Path) -> Path:
         say(f"export: {stage.folder} is up to date")
         return stage.folder
     length = run.row_length
-    write_model(stage.folder, run.model, jax.device_get(params), max_positions=length, bos=BOS, eos=EOS)
+    ends = {"bos": tokenizer.bos, "eos": tokenizer.eos}
+    write_model(stage.folder, run.model, jax.device_get(params), max_positions=length, **ends)
     write_tokenizer(stage.folder, tokenizer, length)
     files = sorted(path for path in stage.folder.iterdir() if path.name != "manifest.json")
     stage.finish(files, {"step": step, "weights": hash_file(stage.folder / "model.safetensors")})

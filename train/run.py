@@ -87,7 +87,8 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
     if run.model.vocab_size < tokens["vocab_size"]:
         raise UserError(
-            f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}"
+            f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}; "
+            f"set --config.model.vocab_size={tokens['vocab_size']}"
         )
     decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]

@@ -3,10 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from data import tokenizer as module
+from data import tokenizer_sentencepiece as module
 from data.config import TokenizerConfig
-from data.tokenizer import BOS, EOS, NEWLINE, Tokenizer, train
+from data.tokenizer import open_tokenizer_file
 from data.tokenizer_hf import merges, tokenizer_json
+from data.tokenizer_sentencepiece import train
 from lab import WORDS
 
 TEXT = "".join(f"def {a}({b}):\n    return {a} + {b}  # {b}\n" for a in WORDS for b in WORDS)
@@ -16,8 +17,9 @@ TEXT = "".join(f"def {a}({b}):\n    return {a} + {b}  # {b}\n" for a in WORDS fo
 def tokenizer(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train([TEXT], TokenizerConfig(vocab_size=340, model=request.param), path)
-    assert Tokenizer(path).kind == request.param
-    return Tokenizer(path)
+    tokenizer = open_tokenizer_file(path)
+    assert tokenizer.kind == request.param
+    return tokenizer
 
 
 @given(st.text(st.characters(codec="utf-8")))
@@ -49,12 +51,12 @@ def test_the_hard_cases_round_trip(tokenizer, text):
 
 
 def test_text_cannot_forge_special_tokens(tokenizer):
-    assert not {BOS, EOS} & set(tokenizer.encode("<s> hello </s>"))
+    assert not {tokenizer.bos, tokenizer.eos} & set(tokenizer.encode("<s> hello </s>"))
 
 
 def test_documents_begin_and_end(tokenizer):
     ids = tokenizer.document("a\n")
-    assert (ids[0], ids[-2], ids[-1]) == (BOS, NEWLINE, EOS)
+    assert (ids[0], ids[-2], ids[-1]) == (1, 3, 2)
     assert tokenizer.decode(ids) == "a\n"
 
 
@@ -91,12 +93,14 @@ def test_a_damaged_model_is_named(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
-        Tokenizer(path)
+        open_tokenizer_file(path)
 
 
-def test_merges_make_no_special_piece():
-    pieces, scores = ["<s>", "<", "s>", "<s"], [0.0, -9.0, -9.0, -9.0]
-    assert merges(pieces, scores, first=1) == []
+def test_merges_make_no_special_piece(tmp_path):
+    config = TokenizerConfig(vocab_size=340, special=("||", "||||"))
+    train([TEXT, "||||||| |||| || |\n" * 500], config, tmp_path / "m")
+    made = {left + right for left, right in tokenizer_json(open_tokenizer_file(tmp_path / "m"))["model"]["merges"]}
+    assert not made & {"<s>", "</s>", "<unk>", "||", "||||"}
 
 
 def test_merges_rebuild_every_piece_of_two_parts():
@@ -109,10 +113,10 @@ def test_tokenizer_json_holds_the_vocabulary_in_order(tokenizer):
     vocab = described["model"]["vocab"]
     pieces = list(vocab) if tokenizer.kind == "bpe" else [piece for piece, _ in vocab]
     assert pieces == [tokenizer.processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-    assert {token["content"]: token["id"] for token in described["added_tokens"]}["\n"] == NEWLINE
+    assert {token["content"]: token["id"] for token in described["added_tokens"]}["\n"] == 3
 
 
 def test_lines_too_long_and_special_characters_do_not_stop_training(tmp_path):
     texts = [TEXT, "x" * (module.MAX_LINE + 10), "\u2581\0 strange\n"]
     train(texts, TokenizerConfig(vocab_size=340, model="bpe"), tmp_path / "m")
-    assert Tokenizer(tmp_path / "m").vocab_size == 340
+    assert open_tokenizer_file(tmp_path / "m").vocab_size == 340

@@ -22,8 +22,9 @@ import numpy as np
 from data.config import TokenizerConfig
 from data.document import Document
 from data.sources import python_installation
-from data.tokenizer import BOS, EOS, Tokenizer, train
+from data.tokenizer import Tokenizer, open_tokenizer_file
 from data.tokenizer_hf import write_tokenizer
+from data.tokenizer_sentencepiece import train
 from model import transformer
 from model.config import ModelConfig
 from model.generate import generate
@@ -81,17 +82,19 @@ def ask_peer(python: str, folder: Path, texts: list[str], ids: list[list[int]], 
 def compare(python: str, folder: Path, config: ModelConfig, params: dict, tokenizer: Tokenizer, row: str) -> bool:
     texts = python_texts(120)
     random = np.random.default_rng(0)
-    ids = [[BOS, *random.integers(3, config.vocab_size, length - 1).tolist()] for length in LENGTHS]
+    ids = [[tokenizer.bos, *random.integers(3, config.vocab_size, length - 1).tolist()] for length in LENGTHS]
     with tempfile.TemporaryDirectory() as answers:
         tokens, logits, greedy = ask_peer(python, folder, texts, ids, Path(answers))
     worst = max(np.abs(our_logits(config, params, one) - theirs).max() for one, theirs in zip(ids, logits))
     # Equal pieces in another order have equal unigram scores; the two libraries break such ties differently.
     order = list if tokenizer.kind == "bpe" else sorted
-    same_ids = sum(order([BOS, *tokenizer.encode(x)]) == order(theirs) for x, theirs in zip(texts, tokens["ids"]))
+    same_ids = sum(order(tokenizer.prompt(x)) == order(theirs) for x, theirs in zip(texts, tokens["ids"]))
     same_text = sum(text == theirs for text, theirs in zip(texts, tokens["texts"]))
-    steps = list(generate(config, params, ids[:2], window=128, max_tokens=16, temperature=0, stop_id=EOS))
+    steps = list(generate(config, params, ids[:2], window=128, max_tokens=16, temperature=0, stop_id=tokenizer.eos))
     ours = [prompt + [step[i] for step in steps if step[i] is not None] for i, prompt in enumerate(ids[:2])]
-    same_greedy = sum(one == [token for token in theirs if token != EOS] for one, theirs in zip(ours, greedy))
+    same_greedy = sum(
+        one == [token for token in theirs if token != tokenizer.eos] for one, theirs in zip(ours, greedy)
+    )
     good = worst < LOGIT_BOUND and same_ids == same_text == len(texts) and same_greedy == 2
     counts = f"{same_ids}/{len(texts)} | {same_text}/{len(texts)} | {same_greedy}/2"
     print(f"| {row} | {worst:.1e} | {counts} | {'yes' if good else 'NO'} |", flush=True)
@@ -104,10 +107,10 @@ def random_models(python: str) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "source.model"
             train(python_texts(200), TokenizerConfig(vocab_size=1024, model=kind, train_mb=1.0), path)
-            tokenizer = Tokenizer(path)
+            tokenizer = open_tokenizer_file(path)
             config = ModelConfig(vocab_size=1024, init_std=0.1, **shape)
             params = transformer.init(config, 0)
-            write_model(Path(folder), config, params, max_positions=128, bos=BOS, eos=EOS)
+            write_model(Path(folder), config, params, max_positions=128, bos=tokenizer.bos, eos=tokenizer.eos)
             write_tokenizer(Path(folder), tokenizer, 128)
             good &= compare(python, Path(folder), config, params, tokenizer, f"{name}, {kind}")
     return good
@@ -121,7 +124,7 @@ def trained_model(python: str, workdir: Path, experiment: Path) -> bool:
     arguments = launch.parse_arguments([f"--config={experiment}", f"--workdir={workdir}"])
     run = launch.open_experiment(arguments).training
     params, step = load_params(run, workdir)
-    tokenizer = Tokenizer(workdir / "tokenizer" / "tokenizer.model")
+    tokenizer = open_tokenizer_file(workdir / "tokenizer")
     return compare(python, workdir / FOLDER, run.model, params, tokenizer, f"{workdir}, step {step}")
 
 
