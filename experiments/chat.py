@@ -8,8 +8,15 @@ rule from the signature. Since the docstrings stand in the source that is pretra
 measure recall as much as anything. Conversations of your own are .jsonl or .parquet records with `messages`:
 `--config.data.sources="{'text': '', 'chat': 'DIR'}"`.
 
-Expected time: TIME
-Expected result: RESULT
+Expected time: 1.5 minutes on two CPU cores.
+Expected result: about 2.3 held-out bits per byte, of texts and of what the assistant says; it thinks where it is to.
+Measured 2026-11-21 (Python 3.11.7, jax 0.10.2, two cores of an AMD EPYC), with `python benchmarks/chat_modes.py`,
+on 9 held-out texts and 44 conversations; the first stage ends at step 195:
+
+    step  text   chat   opens a thought where asked to    where told /no_think
+    200   2.395  3.088  0 of 17                           0 of 23
+    300   2.279  2.350  17 of 17                          0 of 23
+    341   2.247  2.304  17 of 17                          0 of 23
 """
 
 from ml_collections import ConfigDict
