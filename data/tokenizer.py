@@ -78,8 +78,8 @@ class Tokenizer(abc.ABC):
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """Text of ids; broken UTF-8 becomes U+FFFD, ids beyond the vocabulary (a padded embedding's) nothing."""
-        pieces, known = self._pieces(special), range(self.vocab_size)
-        text = b"".join([pieces[i] for i in ids if i in known]).decode("utf-8", "replace")
+        pieces, end = self._pieces(special), self.vocab_size
+        text = b"".join([pieces[i] for i in map(int, ids) if 0 <= i < end]).decode("utf-8", "replace")
         return text[_leading(text, self.leading_spaces) :]
 
     def stream(self, special: bool = False) -> "TextStream":
@@ -170,6 +170,14 @@ def read_bounded(path: Path) -> bytes:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES // 1_000_000} MB, which no tokenizer needs")
     return content
+
+
+def require_unicode(text: str) -> None:
+    """Refuses half a surrogate pair, which a command line or JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not Unicode at character {error.start + 1:,} ({error.reason})") from None
 
 
 def beside(path: Path, names: Iterable[str]) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ beside it.
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import fingerprint, hash_file
-from data.tokenizer import CONTEXT, FILES, JSON, Span, Tokenizer, beside, read_bounded
-from data.tokenizer_json_file import Decoder, Described, guard_specials, parse, read_vocabulary
+from data.tokenizer import CONTEXT, FILES, JSON, Span, Tokenizer, beside, read_bounded, require_unicode
+from data.tokenizer_json_file import Decoder, Described, guard_specials, parse, read_vocabulary, unknown_id
 
 NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -26,8 +27,8 @@ class JsonTokenizer(Tokenizer):
         self.path, self.library = path, _library(path)
         content = read_bounded(path)
         described = parse(path, content)
-        self.kind = described["model"]["type"].lower()
         self.names = read_vocabulary(path, described)
+        self.kind = described["model"]["type"].lower()
         self.vocab_size = max(self.names.values()) + 1
         self.decoder = Decoder(path, described)
         self.leading_spaces = self.decoder.leading_spaces
@@ -39,7 +40,8 @@ class JsonTokenizer(Tokenizer):
         self.special_tokens = {
             token["content"]: token["id"] for token in described["added_tokens"] if token["special"]
         }
-        self._control_ids = frozenset(self.special_tokens.values())
+        # What is unknown may come of any text.
+        self._control_ids = frozenset(self.special_tokens.values()) - {unknown_id(described, self.names)}
         self._text = self._open()
         self._require_numbers(described)
         self.begin = self._prefix(settings)
@@ -57,12 +59,15 @@ class JsonTokenizer(Tokenizer):
         """The bytes of each id; ids that the vocabulary leaves out have none."""
         pieces = [b""] * self.vocab_size
         for name, i in self.names.items():
-            pieces[i] = name.encode() if i in self._control_ids else self.decoder.bytes_of(name)
+            pieces[i] = name.encode() if name in self.special_tokens else self.decoder.bytes_of(name)
         return pieces
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text."""
-        ids = self._run(text, special).ids
+        with self._told(text):
+            # The only way to ids without offsets, 1.4 times as fast.
+            (encoded,) = self._backend(special).encode_batch_fast([text], add_special_tokens=False)
+        ids = encoded.ids
         if not special and not self._control_ids.isdisjoint(ids):
             return self._split_forged(text)[0]
         return ids
@@ -70,17 +75,19 @@ class JsonTokenizer(Tokenizer):
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[Span]]:
         """Ids and spans."""
         encoded = self._run(text, special)
-        if not special and not self._control_ids.isdisjoint(encoded.ids):
-            return self._split_forged(text)
-        return encoded.ids, encoded.offsets
+        if special or self._control_ids.isdisjoint(encoded.ids):
+            return encoded.ids, encoded.offsets
+        return self._split_forged(text)
 
     def _run(self, text: str, special: bool) -> Any:
-        backend = self._special if special else self._text
-        with self._told(f"fails on a text of {len(text):,} characters"):
-            return backend.encode(text, add_special_tokens=False)
+        with self._told(text):
+            return self._backend(special).encode(text, add_special_tokens=False)
+
+    def _backend(self, special: bool) -> Any:
+        return self._special if special else self._text
 
     def _split_forged(self, text: str) -> tuple[list[int], list[Span]]:
-        """Ids of a text part of which the vocabulary itself joins into a control token: that part is cut in two.
+        """Encodes a text parts of which the vocabulary itself joins into control tokens: those are cut in two.
 
         Unigram models can do so. The merges of BPE that would are left out, see `guard_specials`.
         """
@@ -88,11 +95,14 @@ class JsonTokenizer(Tokenizer):
         forged = [span for i, span in zip(encoded.ids, encoded.offsets) if i in self._control_ids]
         if not forged:
             return encoded.ids, encoded.offsets
-        cut = next((begin + 1 for begin, end in forged if end - begin > 1), None)
-        if cut is None:
+        if any(end - begin < 2 for begin, end in forged):
             raise UserError(f"{self.path} makes special tokens of single characters of ordinary text")
-        (ids, spans), (more, others) = self._split_forged(text[:cut]), self._split_forged(text[cut:])
-        return ids + more, spans + [(cut + begin, cut + end) for begin, end in others]
+        ids, spans, cuts = [], [], [0, *(begin + 1 for begin, _ in forged), len(text)]
+        for cut, end in itertools.pairwise(cuts):
+            more, others = self._split_forged(text[cut:end])
+            ids += more
+            spans += [(cut + a, cut + b) for a, b in others]
+        return ids, spans
 
     @functools.cached_property
     def _special(self) -> Any:
@@ -102,20 +112,27 @@ class JsonTokenizer(Tokenizer):
         return backend
 
     def _open(self) -> Any:
-        with self._told("is not a usable tokenizer"):
+        with self._told():
             backend = self.library.Tokenizer.from_buffer(self.content)
             backend.no_truncation()
             backend.no_padding()
             return backend
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Its errors are plain Exceptions; its panics (a regular expression that backtracks) are not even that."""
+    def _told(self, text: str | None = None) -> Iterator[None]:
+        """Tells errors of the library when it reads the file or, given one, a text.
+
+        They are plain Exceptions; its panics (a regular expression that backtracks) are not even that.
+        """
         try:
             yield
         except BaseException as error:
-            if type(error) is not Exception and type(error).__name__ != "PanicException":
+            if isinstance(error, TypeError) and text is not None:
+                require_unicode(text)
+            own = type(error) is Exception or type(error).__name__ == "PanicException"
+            if not own and not (isinstance(error, ValueError) and text is None):
                 raise
+            what = "is not a usable tokenizer" if text is None else f"fails on a text of {len(text):,} characters"
             raise UserError(f"{self.path} {what} ({error})") from None
 
     def _require_numbers(self, described: Described) -> None:
@@ -164,7 +181,7 @@ class JsonTokenizer(Tokenizer):
     def _prefix(self, settings: list[tuple[Path, Described]]) -> tuple[int, ...]:
         """`bos` where the family puts it: said outright, or shown by what the file's post-processor adds."""
         said = [config["add_bos_token"] for _, config in settings if isinstance(config.get("add_bos_token"), bool)]
-        with self._told("fails on an empty text"):
+        with self._told(""):
             adds = said[0] if said else self._text.encode("").ids[:1] == [self.bos]
         return (self.bos,) if adds and self.bos is not None else ()
 

@@ -4,6 +4,8 @@ And what each of its tokens means in bytes.
 """
 
 import json
+import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ def parse(path: Path, content: bytes) -> Described:
     def once(pairs: list[tuple[str, Any]]) -> Described:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise UserError(f"{path}: {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+            raise UserError(f"{path}: {_first_repeated(key for key, _ in pairs)} is given twice")
         return found
 
     try:
@@ -35,31 +36,38 @@ def parse(path: Path, content: bytes) -> Described:
 def read_vocabulary(path: Path, described: Described) -> dict[str, int]:
     """Every token with its id; refuses what the library would accept and renumber."""
     model = described.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind, vocabulary = model.setdefault("type", "BPE" if "merges" in model else "Unigram"), model.get("vocab")
     if kind == "BPE" and isinstance(vocabulary, dict):
         names = dict(vocabulary)
     elif kind == "Unigram" and isinstance(vocabulary, list) and all(map(_is_scored, vocabulary)):
         names = {piece: i for i, (piece, _) in enumerate(vocabulary)}
+        if len(names) != len(vocabulary):
+            raise UserError(f"{path}: token {_first_repeated(piece for piece, _ in vocabulary)} is given twice")
     else:
-        raise UserError(f"{path} is not a tokenizer with a BPE or Unigram model (its type is {kind!r})")
+        raise UserError(f"{path} is not a tokenizer with a BPE or Unigram model")
     added = described.setdefault("added_tokens", [])
     if not isinstance(added, list) or not all(map(_is_added, added)):
         raise UserError(f"{path}: added_tokens are not a list of tokens with id, content and special")
     for token in added:
         if names.setdefault(token["content"], token["id"]) != token["id"]:
-            raise UserError(
-                f"{path}: token {token['content']!r} has two ids, {names[token['content']]} and {token['id']}"
-            )
+            name, first = reprlib.repr(token["content"]), reprlib.repr(names[token["content"]])
+            raise UserError(f"{path}: token {name} has two ids, {first} and {token['id']}")
     owner: dict[int, str] = {}
     for name, i in names.items():
         if type(i) is not int or not 0 <= i < MAX_VOCABULARY:
-            raise UserError(f"{path}: the id of token {name!r} is {i!r}, must be 0 to {MAX_VOCABULARY - 1:,}")
+            most = f"{MAX_VOCABULARY - 1:,}"
+            raise UserError(f"{path}: the id of token {reprlib.repr(name)} is {reprlib.repr(i)}, must be 0 to {most}")
         if owner.setdefault(i, name) != name:
-            raise UserError(f"{path}: tokens {owner[i]!r} and {name!r} have the same id {i}")
+            raise UserError(f"{path}: tokens {reprlib.repr(owner[i])} and {reprlib.repr(name)} have the same id {i}")
     if not names:
         raise UserError(f"{path} has no tokens")
     return names
+
+
+def _first_repeated(names: Iterable[str]) -> str:
+    seen: set[str] = set()
+    return reprlib.repr(next(name for name in names if name in seen or seen.add(name)))
 
 
 def _is_scored(entry: Any) -> bool:
@@ -70,6 +78,14 @@ def _is_added(token: Any) -> bool:
     own = token if isinstance(token, dict) else {}
     named = isinstance(own.get("content"), str) and own["content"]
     return bool(named) and isinstance(own.get("special"), bool) and type(own.get("id")) is int
+
+
+def unknown_id(described: Described, names: dict[str, int]) -> int | None:
+    """The id for what the vocabulary cannot say."""
+    model = described["model"]
+    if model["type"] == "Unigram":
+        return model["unk_id"] if isinstance(model.get("unk_id"), int) else None
+    return names.get(model["unk_token"]) if isinstance(model.get("unk_token"), str) else None
 
 
 def guard_specials(described: Described, control: list[int], names: dict[str, int]) -> bool:

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -18,7 +19,7 @@ from sentencepiece import sentencepiece_model_pb2
 from core.errors import UserError
 from core.files import hash_file
 from data.config import TokenizerConfig
-from data.tokenizer import FILES, JSON, MAX_VOCABULARY, MODEL, Span, Tokenizer, beside, read_bounded
+from data.tokenizer import FILES, JSON, MAX_VOCABULARY, MODEL, Span, Tokenizer, beside, read_bounded, require_unicode
 
 # SentencePiece writes a space as this character, so a text that holds it must go through its bytes.
 SPACE_MARK = "\u2581"
@@ -40,6 +41,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = len(model.pieces)
         if not 0 < self.vocab_size <= MAX_VOCABULARY:
             raise UserError(f"{path} is not a usable tokenizer: it has {self.vocab_size:,} pieces")
+        # protobuf gives strings that are not UTF-8 as bytes
+        if not all(
+            isinstance(text, str) for text in (model.trainer_spec.unk_surface, *(p.piece for p in model.pieces))
+        ):
+            raise UserError(f"{path} is damaged: a piece is not UTF-8")
         self.model = model
         kinds = {model.trainer_spec.UNIGRAM: "unigram", model.trainer_spec.BPE: "bpe"}
         self.kind = kinds.get(model.trainer_spec.model_type, "")
@@ -85,10 +91,10 @@ class SentencePieceTokenizer(Tokenizer):
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text."""
         if not special and (self._mark is None or SPACE_MARK not in text):
-            return self.processor.encode(text)
+            return self._run(text, int)
         ids = []
         for begin, end, own in self._parts(text, special):
-            ids += self.processor.encode(text[begin:end]) if own is None else own
+            ids += self._run(text[begin:end], int) if own is None else own
         return ids
 
     def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[Span]]:
@@ -96,13 +102,20 @@ class SentencePieceTokenizer(Tokenizer):
         ids, spans = [], []
         for begin, end, own in self._parts(text, special):
             if own is None:
-                found = self.processor.encode(text[begin:end], return_type="offset_mapping")
+                found = self._run(text[begin:end], "offset_mapping")
                 ids += found["ids"]
                 spans += self._whole(found["ids"], [(begin + a, begin + b) for a, b in found["offsets"]])
             else:
                 ids += own
                 spans += [(begin, end)] * len(own)
         return ids, spans
+
+    def _run(self, text: str, return_type: type | str) -> Any:
+        try:
+            return self.processor.encode(text, return_type=return_type)
+        except RuntimeError:
+            require_unicode(text)
+            raise
 
     def _parts(self, text: str, special: bool) -> Iterator[tuple[int, int, list[int] | None]]:
         """What SentencePiece encodes, and between it what has ids of its own: special tokens and space marks."""

@@ -1,4 +1,8 @@
+import io
+import pickle
+
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +58,29 @@ def test_text_cannot_forge_special_tokens(tokenizer):
     assert not {tokenizer.bos, tokenizer.eos} & set(tokenizer.encode("<s> hello </s>"))
 
 
+@given(st.lists(st.integers(0, 345), max_size=40), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_stream_of_any_ids_is_the_text_of_all(tokenizer, ids, special):
+    stream = tokenizer.stream(special)
+    parts = [stream.push(i) for i in ids]
+    assert "".join(parts) + stream.flush() == tokenizer.decode(ids, special)
+
+
+@given(st.text(st.characters(codec="utf-8")))
+@settings(max_examples=100, deadline=None)
+def test_offsets_tile_the_text(tokenizer, text):
+    ids, spans = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    distinct = list(dict.fromkeys(spans))
+    assert "".join(text[begin:end] for begin, end in distinct) == text
+
+
+def test_decoding_is_sentencepieces(tokenizer):
+    for text in (TEXT[:2000], " a", "é漢😀\n"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == tokenizer.processor.decode(ids)
+
+
 def test_documents_begin_and_end(tokenizer):
     ids = tokenizer.document("a\n")
     assert (ids[0], ids[-2], ids[-1]) == (1, 3, 2)
@@ -89,11 +116,82 @@ def test_what_interrupts_training_is_not_mistaken_for_a_small_corpus(tmp_path):
         train(texts(), TokenizerConfig(vocab_size=340), tmp_path / "m")
 
 
+CHAT = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+
+def test_special_tokens_are_learned_without_loss(tokenizer, tmp_path):
+    train([TEXT], TokenizerConfig(vocab_size=340, model=tokenizer.kind, special=CHAT), tmp_path / "m")
+    chat = open_tokenizer_file(tmp_path / "m")
+    text = "<|im_start|>user\n\u2581<think>a</think><|im_end|>\n"
+    assert list(chat.special_tokens) == ["<s>", "</s>", *CHAT]
+    ids, spans = chat.encode_with_offsets(text)
+    assert not set(ids) & set(chat.special_tokens.values())
+    assert chat.decode(ids) == text
+    ids, spans = chat.encode_with_offsets(text, special=True)
+    assert ids == chat.encode(text, special=True)
+    named = [(text[begin:end], i) for i, (begin, end) in zip(ids, spans) if i in chat.special_tokens.values()]
+    assert named == [(name, chat.special_tokens[name]) for name in (CHAT[0], CHAT[2], CHAT[3], CHAT[1])]
+    assert chat.decode(ids) == "user\n\u2581a\n"
+    assert chat.decode(ids, special=True) == text
+    described = {token["content"]: token for token in tokenizer_json(chat)["added_tokens"]}
+    assert all(described[name]["special"] and described[name]["id"] == chat.special_tokens[name] for name in CHAT)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a,b", "<s>", "<0x0A>", "\u2581", "\n"])
+def test_special_tokens_that_cannot_be_are_refused(name):
+    with pytest.raises(ValueError, match="special"):
+        TokenizerConfig(special=(name,))
+
+
+def raw_model(path, **options):
+    model = io.BytesIO()
+    lines = [line for line in TEXT.split("\n") if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=3, **options
+    )
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "bpe", "byte_fallback": True},
+        {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
+         "remove_extra_whitespaces": False},
+        {"model_type": "unigram", "vocab_size": 60},
+    ],
+)  # fmt: skip
+def test_a_model_of_others_is_read_as_sentencepiece_reads_it(tmp_path, options):
+    path = raw_model(tmp_path / "llama.model", **{"vocab_size": 340, **options})
+    tokenizer = open_tokenizer_file(path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, None)
+    for text in ("", "the model", "  two  spaces ", "a\nb", "<s> </s>", "x\u2581y", "ﬁne", TEXT[:1000]):
+        ids = processor.encode(text)
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.document(text) == [1, *ids, 2]
+        if 0 not in ids:  # SentencePiece writes the unknown with spaces around it and keeps these at the beginning
+            assert tokenizer.decode(tokenizer.document(text)) == processor.decode(ids)
+        assert tokenizer.encode_with_offsets(text)[0] == ids
+
+
+def test_a_model_without_beginning_and_end_has_none(tmp_path):
+    tokenizer = open_tokenizer_file(
+        raw_model(tmp_path / "m", model_type="unigram", vocab_size=60, bos_id=-1, eos_id=-1)
+    )
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids) == (None, None, ())
+    assert tokenizer.document("the") == tokenizer.encode("the")
+    assert tokenizer.prompt("") == [0]
+
+
 def test_a_damaged_model_is_named(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"not a model")
-    with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
-        open_tokenizer_file(path)
+    for content in (b"not a model", b"", pickle.dumps({"pieces": []}), b"\x0a\x0a\x0a\x01a\x15\x00\x00\x00\x00"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"tokenizer.model is not a"):
+            open_tokenizer_file(path)
 
 
 def test_merges_make_no_special_piece(tmp_path):
