@@ -71,6 +71,14 @@ class ChatTemplate:
         reply = self._ask(messages, variables, spans=True, prompt=False)
         return reply["text"], [tuple(span) for span in reply["spans"]]
 
+    def end_of_turn(self) -> str:
+        """What the assistant ends its turns with, such as `<|im_end|>`: where a generated answer stops."""
+        probe = "Quintet"
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
+        text, spans = self.render_with_spans(messages)
+        begin, end = spans[-1]
+        return text[begin:end].rpartition(probe)[2].strip(" ")
+
     def _ask(self, messages: Messages, variables: Mapping[str, Any], **how: bool) -> dict[str, Any]:
         check_messages(messages, self.name)
         for name in variables:

@@ -1,7 +1,9 @@
 """Chat templates beside transformers (recorded), their masks, and what a hostile one can do."""
 
+import concurrent.futures
 import datetime
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -205,6 +207,42 @@ def test_a_template_too_long_or_a_variable_of_ours_is_refused():
         make("x" * 300_000)
     with pytest.raises(UserError, match="T: eos_token is not a variable that a conversation may set"):
         make("{{ messages }}").render(cases.TWO, eos_token="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("ours", "<|im_end|>"),
+        ("chatml", "<|im_end|>"),
+        ("headers", "<|eot_id|>"),
+        ("inst", "</s>"),
+        ("zephyr", "</s>"),
+    ],
+)
+def test_the_end_of_a_turn(name, end):
+    assert TEMPLATES[name].end_of_turn() == end
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("import os; os._exit(3)", r"T: the process that renders it died \(3\)"),
+        ("raise ModuleNotFoundError(\"No module named 'jinja2'\")", r"need the package jinja2; install it with `pip"),
+    ],
+)
+def test_a_renderer_that_dies_is_told_in_one_line(tmp_path, monkeypatch, script, line):
+    (tmp_path / "renderer.py").write_text(script)
+    monkeypatch.setattr(module, "RENDERER", tmp_path / "renderer.py")
+    with pytest.raises(UserError, match=line):
+        make("{{ messages }}").render(cases.TWO)
+
+
+def test_threads_share_a_template_and_processes_may_get_it():
+    template, messages = TEMPLATES["ours"], [[{"role": "user", "content": str(n)}] for n in range(40)]
+    expected = [template.render(conversation) for conversation in messages]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(template.render, messages)) == expected
+    assert pickle.loads(pickle.dumps(template)).render(messages[7]) == expected[7]
 
 
 def test_the_date_is_given_or_today():

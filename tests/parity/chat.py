@@ -1,6 +1,7 @@
 """Runs in the peer's environment: what transformers makes of the templates of tests/data/chat_cases.py.
 
-    .venv-parity/bin/python tests/parity/chat.py      writes tests/data/chat_golden.json
+    .venv-parity/bin/python tests/parity/chat.py --check    compares with tests/data/chat_golden.json, in make parity
+    .venv-parity/bin/python tests/parity/chat.py            writes that file anew, after a change of the cases
 
 For every template and conversation: the text, the text with a generation prompt, and which tokens are the assistant's
 where the template marks them. Tokens are bytes, and the tokens of the templates. Imports nothing of ours.
@@ -54,7 +55,14 @@ def main() -> None:
         }
         for name, source in {**chat_cases.TEMPLATES, "ours": chat_cases.OURS.read_text()}.items()
     }
-    (DATA / "chat_golden.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    path = DATA / "chat_golden.json"
+    if "--check" not in sys.argv:
+        path.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    differ = [f"{name}/{key}" for name, own in golden.items() for key in own if own[key] != recorded[name].get(key)]
+    print(f"chat templates: {sum(map(len, golden.values()))} conversations, differing from those recorded: {differ}")
+    sys.exit(bool(differ))
 
 
 if __name__ == "__main__":
