@@ -32,6 +32,7 @@ format: $(VENV)/test ## puts the code into the house format
 
 parity: $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
 	JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
+	$(VENV)-parity/bin/python tests/parity/chat.py --check
 
 chaos: $(VENV)/test ## 240 kills and 1,500 corruptions of real runs (under an hour; goes on where it was stopped)
 	PYTHONPATH=.:tests $(BIN)/python tests/chaos/run.py

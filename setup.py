@@ -37,9 +37,11 @@ REQUIRED = [
 NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 
 HF = ["tokenizers>=0.22"]
+CHAT = ["jinja2>=3.1.6"]  # older ones have known ways out of the sandbox
 
 EXTRAS = {
     "hf": HF,  # the tokenizer.json of models that exist
+    "chat": CHAT,  # chat templates
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
@@ -50,6 +52,7 @@ EXTRAS = {
         "ruff>=0.14",
         *HF,
         *NOTEBOOK,
+        *CHAT,
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.
         "libtpu>=0.0.42; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
@@ -63,6 +66,7 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir={"": "."},
+    package_data={"data": ["*.jinja"]},
     py_modules=["launch"],
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -13,7 +13,8 @@ from core.config import require
 class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
-    path: str = ""  # a folder or file; empty is the Python installation itself
+    # A folder or file; empty is the Python installation itself, python:chat are conversations about it.
+    path: str = ""
     sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
     # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.
     added: tuple[dict[str, str], ...] = ()
@@ -53,6 +54,8 @@ class TokenizerConfig:
     # where two splits tie (runs of asterisks), transformers may order the same pieces differently.
     model: Literal["bpe", "unigram"] = "bpe"
     train_mb: float = 8.0  # of training documents, in shard order; more is slower, hardly better
+    # A chat template (Jinja) that conversations are written by; empty is the tokenizer's own or, without one, ours.
+    template: str = ""
 
     def __post_init__(self):
         if self.path:

@@ -245,7 +245,8 @@ def outcome(packing: Packing, source: Source, window: int, row_length: int) -> O
     lengths = source.lengths[source.shuffled(0, window)]
     plan, sizes = arrange(packing, lengths, row_length), lengths - 1  # a document's last token predicts nothing
     rows = int(count_rows(packing, lengths, np.array([0, len(lengths)]), row_length)[0])
-    predicted, slots = int(sizes.sum()), rows * row_length
+    trained = source.shards.predicted[source.documents[source.shuffled(0, window)]]
+    predicted, slots = int(trained.sum()), rows * row_length
     if packing == "split":
         begins = plan.starts[:-1]
         head = np.minimum(sizes, row_length - begins % row_length)
@@ -254,7 +255,9 @@ def outcome(packing: Packing, source: Source, window: int, row_length: int) -> O
     else:
         head = np.minimum(sizes, row_length)
         padding, cut, pieces = slots - int(plan.sizes.sum()), int((sizes > row_length).sum()), len(plan.sizes)
-    long, headless = int((sizes > row_length).sum()), predicted - int(head.sum())
+    # Of conversations, which are masked, the share that is trained on is taken to be the same all over the document.
+    out_of_sight = (sizes - head) * trained / np.maximum(sizes, 1)
+    long, headless = int((sizes > row_length).sum()), round(float(out_of_sight.sum()))
     return Outcome(rows, slots, padding, predicted, headless, len(lengths), cut, long, pieces)
 
 

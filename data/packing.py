@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.config import Packing
+from data.shards import Tokens
 
 
 class Row(NamedTuple):
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     targets_T: np.ndarray  # int32
     segment_ids_T: np.ndarray  # int32, 1 for the first document of the row
     positions_T: np.ndarray  # int32, from 0 in each segment
-    weights_T: np.ndarray  # float32, 1 where the target belongs to the same document
+    weights_T: np.ndarray  # float32, 1 where the target belongs to the same document and is trained on
 
 
 class Piece(NamedTuple):
@@ -34,7 +35,7 @@ class Piece(NamedTuple):
     begin: int
     size: int
     start: int
-    predicted: int  # how many of them have the next token of the document as their target
+    predicted: int  # how many of them have the next token of the document as their target, trained on or not
 
 
 class Split:
@@ -44,10 +45,10 @@ class Split:
         self.row_length = row_length
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
 
-    def row(self, tokens: np.ndarray, number: int) -> Row:
+    def row(self, tokens: Tokens, number: int) -> Row:
         """Row `number` from the tokens of all documents end to end."""
         begin = number * self.row_length
-        part = tokens[begin : begin + self.row_length + 1]
+        part, trained = tokens.cut(begin, begin + self.row_length + 1)
         size = len(part) - 1
         first = np.searchsorted(self.starts, begin, side="right") - 1
         last = np.searchsorted(self.starts, begin + size, side="right")
@@ -59,7 +60,7 @@ class Split:
         row.targets_T[:size] = part[1:]
         row.segment_ids_T[:size] = np.repeat(np.arange(1, len(bounds)), counts)[:size]
         row.positions_T[:size] = (np.arange(size + 1) - np.repeat(bounds[:-1], counts))[:size]
-        row.weights_T[:size] = 1
+        row.weights_T[:size] = 1 if trained is None else trained[1:]
         row.weights_T[inside - begin - 1] = 0
         return row
 
@@ -102,19 +103,20 @@ class BestFit:
         self.documents, self.begins, self.sizes = documents[order], begins[order], sizes[order]
         self.bounds = np.searchsorted(rows[by_row], np.arange(rows.max(initial=-1) + 2))
 
-    def row(self, tokens: np.ndarray, number: int) -> Row:
+    def row(self, tokens: Tokens, number: int) -> Row:
         """Row `number` from the tokens of all documents end to end."""
         row, start = empty_row(self.row_length), 0
         own = slice(self.bounds[number], self.bounds[number + 1])
         begins = (self.starts[self.documents[own]] + self.begins[own]).tolist()
         for segment, (begin, size) in enumerate(zip(begins, self.sizes[own].tolist()), 1):
             place = slice(start, start + size)
-            row.tokens_T[place] = tokens[begin : begin + size]
-            row.targets_T[place] = tokens[begin + 1 : begin + size + 1]
+            part, trained = tokens.cut(begin, begin + size + 1)
+            row.tokens_T[place] = part[:-1]
+            row.targets_T[place] = part[1:]
             row.segment_ids_T[place] = segment
             row.positions_T[place] = np.arange(size)
+            row.weights_T[place] = 1 if trained is None else trained[1:]
             start += size
-        row.weights_T[:start] = 1
         return row
 
     def pieces(self, number: int) -> list[Piece]:

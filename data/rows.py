@@ -17,7 +17,7 @@ import numpy as np
 from data.config import Packing
 from data.order import Permutation, derive_seed
 from data.packing import BestFit, Piece, Row, Split, arrange, count_rows
-from data.shards import TokenShards
+from data.shards import Tokens, TokenShards, end_to_end
 
 WINDOW_DOCUMENTS = 1024
 WINDOW_TOKENS = 1 << 22  # long documents make a window of fewer, to bound memory
@@ -182,9 +182,9 @@ class Rows:
         plan = arrange(self.packing, self.source.lengths[places], self.row_length)
         return plan, self.source.documents[places]
 
-    def _load_tokens(self, epoch: int, window: int) -> np.ndarray:
+    def _load_tokens(self, epoch: int, window: int) -> Tokens:
         """The documents of a window end to end."""
-        return np.concatenate(self.source.shards.read(self._plan(epoch, window)[1]))
+        return end_to_end(self.source.shards.read_tokens(self._plan(epoch, window)[1]))
 
 
 def window_bounds(lengths: np.ndarray) -> np.ndarray:

@@ -4,6 +4,10 @@
     train-00000.index.parquet    id, source, tokens, bytes and checksum of each document, in the same order
 
 Tokens are stored once, per document; rows of any length are views of them (`data/rows.py`).
+
+Of a conversation only some tokens are trained on. Its record goes on behind the ids with a bit for each, and the
+index has two more columns: how many tokens are predicted, and the bytes of their text. They are null for ordinary
+documents, and left out where a shard has no conversation.
 """
 
 import os
@@ -11,6 +15,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,27 +43,64 @@ class TokenDocument:
     source: str
     ids: list[int]
     bytes: int  # of the text in UTF-8
+    trained: np.ndarray | None = None  # bool, which ids are trained on; None: all
+    trained_bytes: int | None = None  # of their text
+
+    def record(self, dtype: np.dtype) -> bytes:
+        """What is stored."""
+        record = np.asarray(self.ids, dtype).tobytes()
+        return record if self.trained is None else record + np.packbits(self.trained).tobytes()
+
+    @property
+    def predicted(self) -> int | None:
+        """How many tokens are trained on; the first has none before it to be predicted from."""
+        return None if self.trained is None else int(np.count_nonzero(self.trained[1:]))
+
+
+class Tokens(NamedTuple):
+    """Ids of a document or of several end to end, and which are trained on."""
+
+    ids: np.ndarray
+    trained: np.ndarray | None  # bool; None: all
+
+    def cut(self, begin: int, end: int) -> "Tokens":
+        """Those from `begin` up to `end`."""
+        return Tokens(self.ids[begin:end], None if self.trained is None else self.trained[begin:end])
+
+
+def end_to_end(parts: list[Tokens]) -> Tokens:
+    """Several as one."""
+    ids = np.concatenate([part.ids for part in parts])
+    if all(part.trained is None for part in parts):
+        return Tokens(ids, None)
+    trained = [np.ones(len(part.ids), bool) if part.trained is None else part.trained for part in parts]
+    return Tokens(ids, np.concatenate(trained))
 
 
 def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype) -> dict:
     """Writes a shard and its index; returns what the manifest records of them."""
     index: dict[str, list] = {"id": [], "source": [], "tokens": [], "bytes": [], "crc32": []}
+    masked: dict[str, list] = {"predicted": [], "predicted_bytes": []}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     writer = array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
     for document in documents:
-        record = np.asarray(document.ids, dtype).tobytes()
+        record = document.record(dtype)
         writer.write(record)
         index["id"].append(document.id)
         index["source"].append(document.source)
         index["tokens"].append(len(document.ids))
         index["bytes"].append(document.bytes)
         index["crc32"].append(zlib.crc32(record))
+        masked["predicted"].append(document.predicted)
+        masked["predicted_bytes"].append(document.trained_bytes)
     writer.close()
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
     with atomic_write(index_path(path)) as file:
+        if any(predicted is not None for predicted in masked["predicted"]):
+            index |= {name: pa.array(values, pa.int64()) for name, values in masked.items()}
         pq.write_table(pa.table(index), file)
     return {
         "name": path.name,
@@ -113,11 +155,16 @@ class TokenShards:
             raise UserError(f"{folder} holds no documents; give more text")
         self.starts = np.cumsum([0, *map(len, indexes)])
         self.generation_starts = np.array([0, *generation_ends.values()])
-        index = pa.concat_tables(indexes)
+        index = pa.concat_tables(map(_with_predicted, indexes))
         self.document_ids = index["id"]  # Arrow's, since a Python string takes 70 bytes more
         self.lengths = index["tokens"].to_numpy().astype(np.int64)
         self.bytes = index["bytes"].to_numpy().astype(np.int64)
         self.crc32 = index["crc32"].to_numpy()
+        self.masked = index["predicted"].is_valid().to_numpy()  # conversations
+        # Tokens that are targets, and the bytes of their text.
+        predicted = index["predicted"].fill_null(0).to_numpy()
+        self.predicted = np.where(self.masked, predicted, np.maximum(self.lengths - 1, 0))
+        self.predicted_bytes = np.where(self.masked, index["predicted_bytes"].fill_null(0).to_numpy(), self.bytes)
         sources = index["source"].dictionary_encode().unify_dictionaries().combine_chunks()
         self.source_names: list[str] = sources.dictionary.to_pylist()
         self.source_of = sources.indices.to_numpy()
@@ -140,8 +187,12 @@ class TokenShards:
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
         """Token ids of the documents with these numbers, in the order asked, each checked against its checksum."""
+        return [tokens.ids for tokens in self.read_tokens(documents)]
+
+    def read_tokens(self, documents: np.ndarray) -> list[Tokens]:
+        """The same, with which of them are trained on."""
         shard_of = np.searchsorted(self.starts, documents, side="right") - 1
-        found: list[np.ndarray | None] = [None] * len(documents)
+        found: list[Tokens | None] = [None] * len(documents)
         for shard in np.unique(shard_of).tolist():
             places = np.flatnonzero(shard_of == shard)
             records = self._read(shard, (documents[places] - self.starts[shard]).tolist())
@@ -150,8 +201,15 @@ class TokenShards:
                 if zlib.crc32(record) != crc32:
                     name = self.document_id(int(documents[place]))
                     raise UserError(f"{self.paths[shard]}: document {name} is damaged; tokenize again")
-                found[place] = np.frombuffer(record, self.dtype)
+                found[place] = self._tokens(record, int(documents[place]))
         return found
+
+    def _tokens(self, record: bytes, document: int) -> Tokens:
+        if not self.masked[document]:
+            return Tokens(np.frombuffer(record, self.dtype), None)
+        count = int(self.lengths[document])
+        bits = np.frombuffer(record, np.uint8, offset=count * self.dtype.itemsize)
+        return Tokens(np.frombuffer(record, self.dtype, count), np.unpackbits(bits, count=count).astype(bool))
 
     def _read(self, shard: int, records: list[int]) -> list[bytes]:
         try:
@@ -159,6 +217,14 @@ class TokenShards:
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"{self.paths[shard]} is damaged ({reason}); tokenize again") from error
+
+
+def _with_predicted(index: pa.Table) -> pa.Table:
+    """An index with the columns of conversations, also where it has none."""
+    for name in ("predicted", "predicted_bytes"):
+        if name not in index.column_names:
+            index = index.append_column(name, pa.nulls(len(index), pa.int64()))
+    return index
 
 
 def _open_index(path: Path, shard: dict) -> pa.Table:

@@ -12,6 +12,7 @@ import numpy as np
 from data.order import Permutation, derive_seed
 from data.packing import Piece, Row, arrange
 from data.rows import Growth, Rows
+from data.shards import Tokens, end_to_end
 
 
 class Fragment(NamedTuple):
@@ -92,12 +93,13 @@ class Rest:
         self.shuffle = Permutation(self.count, seed)
 
     @functools.cached_property
-    def tokens(self) -> np.ndarray:
+    def tokens(self) -> Tokens:
         """The fragments end to end."""
         documents = np.array([fragment.document for fragment in self.fragments])
-        texts = self.shards.read(documents)
-        parts = [text[part.begin : part.begin + part.length] for text, part in zip(texts, self.fragments)]
-        return np.concatenate(parts)
+        texts = self.shards.read_tokens(documents)
+        return end_to_end(
+            [text.cut(part.begin, part.begin + part.length) for text, part in zip(texts, self.fragments)]
+        )
 
     def row(self, index: int) -> Row:
         """Row `index` of the rest."""

@@ -2,6 +2,7 @@
 
 workdir/tokenizer/tokenizer.model             or the files of the tokenizer that is given
 workdir/tokens/{train,heldout}-00000.array_record and their indexes
+workdir/tokens/chat_template.jinja            by which conversations were written, where there are any
 workdir/added-1/tokens/ ...   the same for documents that were added
 """
 
@@ -13,7 +14,9 @@ from typing import Any
 from core.errors import UserError
 from core.files import Stage, Stale, atomic_write, hash_file, read_json, read_stage, require_spec, write_json
 from core.progress import say, track
+from data.chat import ChatTemplate, default_source, open_template, read_template
 from data.config import TokenizerConfig
+from data.conversations import chat_tokens, encode_document, is_conversation
 from data.curate.engine import added_folders
 from data.document import read_documents
 from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
@@ -30,6 +33,8 @@ from data.tokenizer import (
 from data.workers import process_map
 
 VERSION = 2
+TEMPLATE = "chat_template.jinja"
+CHAT_DATE = "2025-06-30"  # what templates take for today, since tokens must not depend on the day they are made
 CURATED, TOKENIZER, TOKENS = "curated", "tokenizer", "tokens"
 
 
@@ -41,29 +46,41 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    if config.path:
-        tokenizer = _take_tokenizer(config, workdir, stale)
-    else:
-        tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
-    summaries = [_encode(tokenizer, folder, stale, workers) for folder in [workdir, *added_folders(workdir, added)]]
+    tokenizer = (
+        _take_tokenizer(config, workdir, stale)
+        if config.path
+        else _train_tokenizer(config, curated["hashes"], workdir, stale)
+    )
+    template = _given_template(config, tokenizer).dated(CHAT_DATE)
+    folders = [workdir, *added_folders(workdir, added)]
+    summaries = [_encode(tokenizer, template, folder, stale, workers) for folder in folders]
     return summaries[0]
 
 
-def _encode(tokenizer: Tokenizer, workdir: Path, stale: Stale, workers: int) -> dict[str, Any]:
+def _encode(
+    tokenizer: Tokenizer, template: ChatTemplate, workdir: Path, stale: Stale, workers: int
+) -> dict[str, Any]:
     """Every curated shard of a folder."""
     curated = read_stage(workdir / CURATED, "curate")["summary"]
     spec = {"version": VERSION, "tokenizer": tokenizer.fingerprint, "curated": curated["hashes"]}
+    if "conversations" in curated:
+        spec["template"] = template.fingerprint
     stage = Stage(workdir / TOKENS, spec, stale=stale)
     if stage.finished:
         say(f"tokenize: {stage.folder} is up to date")
         return stage.summary
 
     names = [name.removesuffix(".parquet") for name in sorted(curated["hashes"])]
-    tasks = [(workdir, name, tokenizer.path, tokenizer.fingerprint) for name in names]
+    tasks = [(workdir, name, template, tokenizer.path, tokenizer.fingerprint) for name in names]
     shards = dict(track(process_map(_encode_shard, tasks, workers), "tokenize", len(tasks)))
     summary = _summary(tokenizer, [shards[name] for name in names])
     paths = [stage.folder / shard["name"] for shard in shards.values()]
-    stage.finish([*paths, *map(index_path, paths)], summary)
+    files = [*paths, *map(index_path, paths)]
+    if "conversations" in curated:
+        files.append(stage.folder / TEMPLATE)
+        with atomic_write(files[-1], "w") as file:
+            file.write(template.source)
+    stage.finish(files, summary)
     for path in paths:
         path.with_suffix(".done.json").unlink()
     total = summary["train"]
@@ -75,12 +92,17 @@ def _encode(tokenizer: Tokenizer, workdir: Path, stale: Stale, workers: int) -> 
 
 
 def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
-    """Refuses a tokenizer of another config, and one whose files are no longer those that were taken."""
+    """Refuses a tokenizer or a template of another config, and files that are no longer those that were taken."""
     folder = workdir / TOKENIZER
     spec = {"tokenizer": config.decides()}
     if config.path and Path(config.path).expanduser().exists():  # the copy serves where the original is gone
         spec["files"] = _hashes(_sources(config))
     require_spec(folder, read_stage(folder, "tokenize"), spec)
+    folder = workdir / TOKENS
+    manifest = read_stage(folder, "tokenize")
+    if "template" in manifest["spec"] and (not config.template or Path(config.template).expanduser().exists()):
+        template = _given_template(config, open_tokenizer(workdir)).dated(CHAT_DATE)
+        require_spec(folder, manifest, {"template": template.fingerprint})
 
 
 def open_split(workdir: Path, split: str, added: int = 0) -> TokenShards:
@@ -138,6 +160,24 @@ def _hashes(files: dict[str, Path]) -> dict[str, str]:
     return {name: hash_file(path) for name, path in files.items()}
 
 
+def open_chat_template(workdir: Path, date: str | None = None) -> ChatTemplate:
+    """The template of a workdir: by which its conversations were written, or the tokenizer's own, or ours."""
+    tokens = chat_tokens(open_tokenizer(workdir))
+    if (path := workdir / TOKENS / TEMPLATE).exists():
+        return read_template(path, **tokens, date=date)
+    own = open_template(workdir / TOKENIZER, **tokens, date=date)
+    return own or ChatTemplate(default_source(), name="our chat template", **tokens, date=date)
+
+
+def _given_template(config: TokenizerConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that the config asks for."""
+    tokens = chat_tokens(tokenizer)
+    if config.template:
+        return read_template(Path(config.template).expanduser(), **tokens)
+    own = open_template(tokenizer.path.parent, **tokens)
+    return own or ChatTemplate(default_source(), name="our chat template", **tokens)
+
+
 def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, stale: Stale) -> Tokenizer:
     from data.tokenizer_sentencepiece import train
 
@@ -160,7 +200,7 @@ def _opened(path: Path, fingerprint: str) -> Tokenizer:  # noqa: ARG001
 
 def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
     """Encodes one curated shard, unless that is done; counts the documents that do not decode to themselves."""
-    workdir, name, *opened = task
+    workdir, name, template, *opened = task
     path = workdir / TOKENS / f"{name}.array_record"
     mark = path.with_suffix(".done.json")
     if mark.exists() and path.exists() and (done := read_json(mark))["size"] == path.stat().st_size:
@@ -171,6 +211,12 @@ def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
     def encoded():
         nonlocal not_lossless
         for document in read_documents(workdir / CURATED / f"{name}.parquet"):
+            if is_conversation(document):
+                talk = encode_document(tokenizer, template, document)
+                not_lossless += not talk.lossless
+                size = len(document.text.encode())
+                yield TokenDocument(document.id, document.source, talk.ids, size, talk.trained, talk.trained_bytes)
+                continue
             ids = tokenizer.document(document.text)
             not_lossless += tokenizer.decode(ids) != document.text
             yield TokenDocument(document.id, document.source, ids, len(document.text.encode()))

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
     if stage.finished:
         say(f"eval: {stage.folder} is up to date")
         return stage.summary
-    texts = [document.text.encode() for document in _heldout_documents(workdir)]
+    texts = list(_predicted_texts(workdir))
     result = {
         "step": step,
         "heldout": _heldout(config, run, workdir, params),
@@ -64,7 +65,9 @@ def quick_evaluation(config: EvalConfig, run: Run, workdir: Path) -> Callable[[A
 
     def call(params: Any) -> dict[str, float]:
         nats = measure(params, shards)
-        return {"heldout_bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.bytes[: len(nats)].sum())}
+        return {
+            "heldout_bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.predicted_bytes[: len(nats)].sum())
+        }
 
     return call
 
@@ -120,20 +123,28 @@ def _heldout(config: EvalConfig, run: Run, workdir: Path, params: Any) -> dict[s
     shards = open_split(workdir, "heldout")
     nats = _measure(config, run, progress=True)(params, shards)
     sources = [shards.source(document) for document in range(len(shards))]
-    predicted = int((shards.lengths - 1).sum())
+    predicted, sizes = int(shards.predicted.sum()), shards.predicted_bytes
     return {
         "documents": len(shards),
-        "bytes": int(shards.bytes.sum()),
+        **({"conversations": int(shards.masked.sum())} if shards.masked.any() else {}),
+        "bytes": int(sizes.sum()),
         "tokens": predicted,
-        "bits_per_byte": perplexity.bits_per_byte(nats.sum(), shards.bytes.sum()),
+        "bits_per_byte": perplexity.bits_per_byte(nats.sum(), sizes.sum()),
         "nats_per_token": float(nats.sum() / predicted),
-        "by_source": dict(perplexity.by_source(sources, shards.bytes, nats)),
+        "by_source": dict(perplexity.by_source(sources, sizes, nats)),
         "window": run.row_length,
         "stride": round(run.row_length * (1 - config.overlap)),
     }
 
 
-def _heldout_documents(workdir: Path):
+def _predicted_texts(workdir: Path) -> Iterator[bytes]:
+    """The text of every held-out document, of a conversation what the assistant said; in shard order."""
     read_stage(workdir / CURATED, "curate")
-    for path in sorted((workdir / CURATED).glob("heldout-*.parquet")):
-        yield from read_documents(path)
+    shards, tokenizer = open_split(workdir, "heldout"), open_tokenizer(workdir)
+    paths = sorted((workdir / CURATED).glob("heldout-*.parquet"))
+    for number, document in enumerate(itertools.chain.from_iterable(map(read_documents, paths))):
+        if not shards.masked[number]:
+            yield document.text.encode()
+            continue
+        (tokens,) = shards.read_tokens(np.array([number]))
+        yield tokenizer.decode(tokens.ids[tokens.trained].tolist()).encode()

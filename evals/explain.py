@@ -48,13 +48,14 @@ def _explain_step(run: Run, workdir: Path, plan: Plan, step: int, checkpoint: in
     batches, segment = Batches(plan), plan.segment(step - 1)
     documents = batches.documents(step - 1)
     params, saved = _params(run, workdir, step, checkpoint)
-    nats_BT = None if params is None else token_nats(run, params, batches.batch(step - 1))
+    batch = None if params is None else batches.batch(step - 1)
+    nats_BT = None if params is None else token_nats(run, params, batch)
     rows = []
     for found in documents:
         piece, shards = found.piece, plan.corpus.shards
         inside = slice(piece.start, piece.start + piece.size)
-        measured = nats_BT is not None and piece.predicted
-        loss = f"{nats_BT[found.row, inside].sum() / piece.predicted:.4f}" if measured else "-"
+        predicted = 0 if batch is None else batch.weights_BT[found.row, inside].sum()  # of conversations not all
+        loss = f"{nats_BT[found.row, inside].sum() / predicted:.4f}" if predicted else "-"
         source, name = shards.source(piece.document), shards.document_id(piece.document)
         where = (f"{piece.start}-{inside.stop}", f"{piece.begin}-{piece.begin + piece.size}")
         rows.append((found.row, *where, found.epoch, source, loss, name))

@@ -2,7 +2,8 @@
 
 A document longer than the model's window is read in overlapping windows; every token is predicted once, in the
 first window that holds it. The end token is predicted too, so that the bits would suffice to decode the
-documents; their number divides by the bytes of the text alone.
+documents; their number divides by the bytes of the text alone. Of a conversation only what the assistant said is
+predicted, and only its bytes count.
 """
 
 import lzma
@@ -70,15 +71,16 @@ def _batch(shards: TokenShards, group: list[tuple[int, int, int]], length: int, 
     arrays = {
         name: np.zeros((rows, length), np.float32 if name == "weights_BT" else np.int32) for name in Batch._fields
     }
-    texts = shards.read(np.array([document for document, _, _ in group]))
-    for row, (ids, (_, begin, first)) in enumerate(zip(texts, group)):
-        piece = ids[begin : begin + length + 1]
+    texts = shards.read_tokens(np.array([document for document, _, _ in group]))
+    for row, (text, (_, begin, first)) in enumerate(zip(texts, group)):
+        piece, trained = text.cut(begin, begin + length + 1)
         size = len(piece) - 1
         arrays["tokens_BT"][row, :size] = piece[:-1]
         arrays["targets_BT"][row, :size] = piece[1:]
         arrays["segment_ids_BT"][row, :size] = 1
         arrays["positions_BT"][row] = np.arange(length)
-        arrays["weights_BT"][row, first - begin : size] = 1
+        asked = slice(first - begin, size)
+        arrays["weights_BT"][row, asked] = 1 if trained is None else trained[1:][asked]
     return Batch(**arrays)
 
 

@@ -226,6 +226,11 @@ def _compressors(page: Page, found: Found) -> None:
         f"{heldout['tokens']:,} tokens of {heldout['nats_per_token']:.3f} nats, each predicted once, in "
         f"windows of {heldout['window']:,} tokens that start {heldout['stride']:,} apart."
     )
+    if "conversations" in heldout:
+        page.text(
+            f"Of the documents {heldout['conversations']:,} are conversations: of these only what the assistant said "
+            "is predicted, compressed and counted. The model has read what it was asked; the compressors have not."
+        )
 
 
 def _numbers(counts: Mapping[str, Any]) -> tuple[int, int, float]:

@@ -1,7 +1,9 @@
 """What tests share: a small corpus, and launch.py as a user runs it."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from data.corpus import Corpus
 from data.history import ask
 from data.pipeline import Batches
 from data.plan import Plan
+from data.shards import Tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -60,11 +63,13 @@ class FakeShards:
         self.generation_starts = np.array([0, *generations, len(lengths)])
         self.hashes = [self.lengths[:end].tolist() for end in self.generation_starts[1:]]
         self.reads = 0  # documents
+        self.trained: dict[int, np.ndarray] = {}  # of those that are conversations
+        self.predicted = np.maximum(self.lengths - 1, 0)
 
-    def read(self, documents: np.ndarray) -> list[np.ndarray]:
+    def read_tokens(self, documents: np.ndarray) -> list[Tokens]:
         """Their tokens."""
         self.reads += len(documents)
-        return [1000 * d + np.arange(self.lengths[d]) for d in documents.tolist()]
+        return [Tokens(1000 * d + np.arange(self.lengths[d]), self.trained.get(d)) for d in documents.tolist()]
 
     def source(self, document: int) -> str:
         """The source of one."""
@@ -80,3 +85,31 @@ def make_plan(shards, config: BatchConfig, seed: int = 0, steps: int = 1000) -> 
 def make_batches(shards, config: BatchConfig, seed: int = 0, steps: int = 1000) -> Batches:
     """The batches of a run without a past."""
     return Batches(make_plan(shards, config, seed, steps))
+
+
+class ByteTokenizer:
+    """A token a byte, and one for each special token; those decode to nothing."""
+
+    def __init__(self, special: Iterable[str] = ()):
+        self.special_tokens = {token: 256 + number for number, token in enumerate(special)}
+        self.vocab_size = 256 + len(self.special_tokens)
+
+    def encode_with_offsets(self, text: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and begin and end of the characters of each."""
+        names = "|".join(map(re.escape, self.special_tokens)) if special else ""
+        ids, offsets, place = [], [], 0
+        for part in re.split(f"({names})", text) if names else [text]:
+            if names and part in self.special_tokens:
+                ids.append(self.special_tokens[part])
+                offsets.append((place, place + len(part)))
+            else:
+                for character, at in zip(part, range(place, place + len(part))):
+                    ids += character.encode()
+                    offsets += [(at, at + 1)] * len(character.encode())
+            place += len(part)
+        return ids, offsets
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Text of ids."""
+        names = [bytes([i]) for i in range(256)] + [name.encode() if special else b"" for name in self.special_tokens]
+        return b"".join(names[i] for i in ids).decode("utf-8", "replace")

@@ -6,7 +6,7 @@ import jax
 
 from core.files import Stage, hash_file
 from core.progress import say
-from data.tokenize import open_tokenizer
+from data.tokenize import TEMPLATE, TOKENS, open_tokenizer
 from data.tokenizer_hf import write_tokenizer
 from model.hf import write_model
 from train.run import Run, load_params, run_spec
@@ -33,6 +33,8 @@ def export(run: Run, workdir: Path) -> Path:
     ends = {"bos": tokenizer.bos, "eos": tokenizer.eos}
     write_model(stage.folder, run.model, jax.device_get(params), max_positions=length, **ends)
     write_tokenizer(stage.folder, tokenizer, length)
+    if (template := workdir / TOKENS / TEMPLATE).exists():  # that conversations were trained on with
+        (stage.folder / TEMPLATE).write_bytes(template.read_bytes())
     files = sorted(path for path in stage.folder.iterdir() if path.name != "manifest.json")
     stage.finish(files, {"step": step, "weights": hash_file(stage.folder / "model.safetensors")})
     say(f"export: AutoModelForCausalLM.from_pretrained({str(stage.folder)!r}) loads step {step:,}")

@@ -36,13 +36,15 @@ from core.files import (
 )
 from core.progress import say, track
 from data.config import DataConfig
+from data.conversations import is_conversation
 from data.curate.steps import ExactDuplicates, build_recipe, recipe_spec
 from data.document import Document, DocumentWriter, Dropped, id_hash, read_documents
-from data.sources import folder, python_installation
+from data.sources import folder, python_chat, python_installation
 from data.workers import process_map
 
 VERSION = 1
 FOLDER = "curated"
+BUILT_IN = {"": python_installation, "python:chat": python_chat}  # what the data room brings, by its path
 RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
@@ -139,6 +141,7 @@ class Tally:
         self.sources: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
         self.splits = {"train": collections.Counter(), "heldout": collections.Counter()}
         self.dropped: collections.Counter = collections.Counter()
+        self.conversations = 0
 
     def add_part(self, part: dict[str, Any]) -> None:
         """Adds what one partition dropped."""
@@ -155,6 +158,7 @@ class Tally:
         """Counts a document that stays."""
         size = len(document.text.encode())
         self.splits[split].update(documents=1, bytes=size)
+        self.conversations += is_conversation(document)
         self.sources[document.source].update({f"{split}_documents": 1, f"{split}_bytes": size})
 
     def summary(self) -> dict[str, Any]:
@@ -163,12 +167,13 @@ class Tally:
             **{name: {"documents": c["documents"], "bytes": c["bytes"]} for name, c in self.splits.items()},
             "sources": {name: dict(counter) for name, counter in sorted(self.sources.items())},
             "dropped": dict(self.dropped.most_common()),
+            **({"conversations": self.conversations} if self.conversations else {}),
         }
 
 
 def _inputs(config: DataConfig) -> list[Input]:
     return [
-        Input(name, folder if path else python_installation, Path(path).expanduser() if path else Path())
+        Input(name, BUILT_IN.get(path, folder), Path() if path in BUILT_IN else Path(path).expanduser())
         for name, path in (config.sources or {"": config.path}).items()
     ]
 
@@ -186,7 +191,7 @@ def _run_partitions(generation: Generation, inputs: list[Input], where: Path) ->
     partitions = [(given, partition) for given in inputs for partition in given.module.partitions(given.root)]
     marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
     todo = [
-        (_kind(given), given.root, partition, given.name, prefix, config.recipe, mark)
+        (_kind_of(given.module), given.root, partition, given.name, prefix, config.recipe, mark)
         for (given, partition), mark in zip(partitions, marks)
         if not _part_is_done(mark)
     ]
@@ -195,8 +200,8 @@ def _run_partitions(generation: Generation, inputs: list[Input], where: Path) ->
     return [where / name for mark in marks for name in read_json(mark)["runs"]]
 
 
-def _kind(given: Input) -> str:
-    return given.module.__name__.rpartition(".")[2]
+def _kind_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _part_is_done(mark: Path) -> bool:
@@ -212,7 +217,7 @@ def _run_partition(task: tuple) -> None:
     The .json is written last: it is the mark of done, and holds what was dropped.
     """
     kind, root, partition, name, prefix, recipe, mark = task
-    source = {"folder": folder, "python_installation": python_installation}[kind]
+    source = {_kind_of(module): module for module in (folder, *BUILT_IN.values())}[kind]
     steps = [step for step in build_recipe(recipe) if not isinstance(step, ExactDuplicates)]
     dropped: list[dict[str, Any]] = []
     runs: dict[str, int] = {}

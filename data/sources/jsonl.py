@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: an object with a `text` a line, read in bounded memory."""
+"""JSON lines, plain or compressed: an object with a `text` or `messages` a line, read in bounded memory."""
 
 import gzip
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 import zstandard
 
 from core.errors import UserError
+from data.conversations import from_record
 from data.document import Document, Dropped
 
 MAX_LINE_BYTES = 64 << 20
@@ -33,22 +34,32 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
         except (ValueError, RecursionError):
             yield Dropped(place, "jsonl", "not_json", len(line))
             continue
+        if isinstance(record, dict) and "text" not in record and "messages" in record:
+            yield _conversation(place, record, len(line))
+            continue
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             yield Dropped(place, "jsonl", "no_text", len(line))
             continue
         if not _is_text(record["text"]):
             yield Dropped(place, "jsonl", "undecodable", len(line))
             continue
-        yield _document(place, record)
+        yield _document(place, record, record["text"])
 
 
-def _document(place: str, record: dict) -> Document:
+def _conversation(place: str, record: dict, size: int) -> Document | Dropped:
+    found = from_record(record)
+    if isinstance(found, str):
+        return Dropped(place, "jsonl", found, size)
+    return _document(place, record, found[0], found[1])
+
+
+def _document(place: str, record: dict, text: str, meta: dict | None = None) -> Document:
     """The record's text, with those of its other fields that can be used."""
     identifier = record.get("id")
     usable = _is_text(identifier) and identifier and identifier.isprintable()
     extra = {key: record[key] for key in FIELDS if _is_text(record.get(key))}
     given = {"id": identifier if usable else place, "url": place, **extra}
-    return Document(text=record["text"], source="jsonl", **given)
+    return Document(text=text, source="jsonl", meta=meta or {}, **given)
 
 
 def _is_text(value: object) -> bool:

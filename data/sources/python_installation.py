@@ -32,14 +32,14 @@ NOT_IMPORTED = {"antigravity", "this", "idlelib.idle", "__main__"}
 
 def partitions(_: Path) -> list[str]:
     """Names of the pieces that workers read on their own."""
-    count = len(_modules())
+    count = len(modules())
     pieces = [f"source:{start}" for start in range(0, count, MODULES_PER_PARTITION)]
     return ["topics", "builtins", *pieces]
 
 
 def inputs(_: Path) -> dict:
     """What the documents depend on: the interpreter, the name and size of every source file."""
-    sizes = [(name, path.stat().st_size) for name, path in _modules()]
+    sizes = [(name, path.stat().st_size) for name, path in modules()]
     return {"python": platform.python_version(), "modules": len(sizes), "fingerprint": fingerprint(sizes)}
 
 
@@ -50,7 +50,7 @@ def read(_: Path, partition: str) -> Iterator[Document | Dropped]:
     if partition == "builtins":
         return _builtins()
     start = int(partition.removeprefix("source:"))
-    return _sources(_modules()[start : start + MODULES_PER_PARTITION])
+    return _sources(modules()[start : start + MODULES_PER_PARTITION])
 
 
 def _document(kind: str, module: str, text: str, language: str) -> Document:
@@ -76,7 +76,7 @@ def _topics() -> Iterator[Document]:
 
 def _builtins() -> Iterator[Document | Dropped]:
     """Docstrings of modules without Python source, as `help(module)` would gather them."""
-    with_source = {name for name, _ in _modules()}
+    with_source = {name for name, _ in modules()}
     for name in sorted(set(sys.stdlib_module_names) - with_source - NOT_IMPORTED):
         try:
             with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def _sources(modules: Iterable[tuple[str, Path]]) -> Iterator[Document | Dropped
 
 
 @functools.cache  # every partition asks, and the walk takes long on a network disk
-def _modules() -> tuple[tuple[str, Path], ...]:
+def modules() -> tuple[tuple[str, Path], ...]:
     """Dotted name and path of every standard-library module with source, without its test suites."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []

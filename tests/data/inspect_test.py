@@ -71,6 +71,20 @@ def test_outcomes_are_those_of_the_rows(packing, row_length):
     assert 0 <= pieces - found.pieces <= windows * row_length
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_is_predicted_of_conversations_is_what_is_trained_on(packing):
+    shards, random = shards_of(), np.random.default_rng(1)
+    shards.trained = {d: random.random(n) < 0.3 for d, n in enumerate(shards.lengths) if d % 2}
+    shards.predicted = np.array(
+        [shards.trained.get(d, np.ones(n, bool))[1:].sum() for d, n in enumerate(shards.lengths)]
+    )
+    stream = Corpus(shards, 0).rows("a", 1, 16, packing, ())
+    found = [outcome(packing, stream.source, window, 16) for window in range(len(stream.rows_of_window))]
+    rows = [stream.row(number) for number in range(stream.rows_per_epoch)]
+    assert sum(own.predicted for own in found) == sum(row.weights_T.sum() for row in rows)
+    assert all(0 <= own.headless <= own.predicted for own in found)
+
+
 def test_outcomes_of_both_packings_are_there_for_every_stage_and_source():
     stages = (StageConfig(320, 4, 8, "split", {"a": 1, "b": 2}), StageConfig(320, 4, 16, "best_fit", {"b": 1}))
     plan = make_plan(shards_of(), BatchConfig(stages=stages))

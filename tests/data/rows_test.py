@@ -68,6 +68,26 @@ def test_an_epoch_predicts_every_token_once(lengths, row_length, packing, seed, 
         assert targets[0] != targets[1]
 
 
+@given(LENGTHS, st.integers(1, 24), st.sampled_from(PACKINGS), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_of_conversations_the_targets_are_what_is_trained_on(lengths, row_length, packing, seed):
+    """An epoch predicts every trained token once; all else is as it would be without masks."""
+    random, masked = np.random.default_rng(seed), FakeShards(lengths)
+    masked.trained = {d: random.random(n) < 0.5 for d, n in enumerate(lengths) if random.random() < 0.7}
+    rows = Rows(Source(masked, [np.arange(len(lengths))], 0), row_length, packing)
+    plain = Rows(Source(FakeShards(lengths), [np.arange(len(lengths))], 0), row_length, packing)
+    seen = []
+    for number in range(rows.rows_per_epoch):
+        row, same = rows.row(number), plain.row(number)
+        for field, other in zip(row[:-1], same[:-1]):
+            assert (field == other).all()
+        assert (row.weights_T <= same.weights_T).all()
+        seen += row.targets_T[row.weights_T == 1].tolist()
+    every = [np.ones(n, bool) for n in lengths]
+    trained = [masked.trained.get(d, mask) for d, mask in enumerate(every)]
+    assert sorted(seen) == [1000 * d + t for d, mask in enumerate(trained) for t in np.flatnonzero(mask) if t]
+
+
 @given(LENGTHS, st.integers(1, 24), st.sampled_from(PACKINGS))
 @settings(max_examples=100, deadline=None)
 def test_segments_are_pieces_of_documents_and_positions_count_in_them(lengths, row_length, packing):

@@ -1,5 +1,8 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.errors import UserError
 from data.shards import TokenDocument, TokenShards, index_path, token_dtype, write_shard
@@ -77,3 +80,54 @@ def test_generations_follow_one_another(shard):
     shards = TokenShards(folder, [manifest, {**manifest, "generation": 1}, {**manifest, "generation": 1}], "<u2")
     assert shards.generation_starts.tolist() == [0, 50, 150]
     assert shards.hashes == [[manifest["hash"]], [manifest["hash"]] * 2]
+
+
+MASKS = st.lists(st.one_of(st.none(), st.lists(st.booleans(), min_size=1, max_size=30)), min_size=1, max_size=12)
+
+
+@given(MASKS)
+@settings(max_examples=30, deadline=None)
+def test_conversations_come_back_with_what_is_trained_on(tmp_path_factory, masks):
+    folder = tmp_path_factory.mktemp("shards")
+    documents = [
+        TokenDocument(f"d{i}", "s", list(range(i, i + len(mask or "four"))), 9, *given_mask(mask))
+        for i, mask in enumerate(masks)
+    ]
+    manifest = write_shard(folder / "train-0.array_record", documents, np.dtype("<u4"))
+    shards = TokenShards(folder, [manifest], "<u4")
+    asked = np.arange(len(masks))
+    for document, mask, tokens, alone in zip(documents, masks, shards.read_tokens(asked), shards.read(asked)):
+        assert tokens.ids.tolist() == alone.tolist() == document.ids
+        assert tokens.trained is None if mask is None else tokens.trained.tolist() == mask
+    assert shards.masked.tolist() == [mask is not None for mask in masks]
+    assert shards.predicted.tolist() == [3 if mask is None else sum(mask[1:]) for mask in masks]
+    assert shards.predicted_bytes.tolist() == [9 if mask is None else 5 for mask in masks]
+
+
+def given_mask(mask):
+    return () if mask is None else (np.array(mask), 5)
+
+
+def test_a_shard_without_conversations_is_as_it_always_was(shard):
+    """Recorded before there were conversations: runs that are under way find their shards unchanged."""
+    _, manifest = shard
+    assert manifest["hash"] == "fab10f0378eac4d5005c74c4cc74162d"
+    assert pq.read_schema(index_path(shard[0] / manifest["name"])).names == [
+        "id",
+        "source",
+        "tokens",
+        "bytes",
+        "crc32",
+    ]
+
+
+def test_a_flipped_bit_of_a_mask_is_noticed(tmp_path):
+    document = TokenDocument("talk", "s", [1, 2, 3], 9, np.array([False, True, True]), 5)
+    path = tmp_path / "train-0.array_record"
+    manifest = write_shard(path, [document], np.dtype("<u2"))
+    content = path.read_bytes()
+    record = document.record(np.dtype("<u2"))
+    at = content.index(record) + len(record) - 1
+    path.write_bytes(content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :])
+    with pytest.raises(UserError, match=r"train-0.array_record( is damaged|: document talk is damaged)"):
+        TokenShards(tmp_path, [manifest], "<u2").read(np.arange(1))

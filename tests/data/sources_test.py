@@ -143,7 +143,7 @@ def test_a_truncated_gzip_is_named(tmp_path):
 
 def test_parquet_without_text_is_refused(tmp_path):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="has no column `text` of strings; it has body"):
+    with pytest.raises(UserError, match="has no column `text` of strings, nor `messages`; it has body"):
         list(parquet.read(tmp_path / "a.parquet", "a"))
 
 
@@ -386,16 +386,16 @@ def test_the_python_installation_is_known_by_every_name_and_size(tmp_path, monke
         for name, size in sizes.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("#" * size)
-        python_installation._modules.cache_clear()
+        python_installation.modules.cache_clear()
         return python_installation.inputs(None)
 
     monkeypatch.setattr(python_installation.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     try:
         first = inputs({"a.py": 1, "b/__init__.py": 2, "site-packages/c.py": 3, "b/test/d.py": 4})
         assert first["modules"] == 2
-        assert [name for name, _ in python_installation._modules()] == ["a", "b"]
-        assert python_installation._modules() is python_installation._modules()
+        assert [name for name, _ in python_installation.modules()] == ["a", "b"]
+        assert python_installation.modules() is python_installation.modules()
         assert inputs({"a.py": 2, "b/__init__.py": 1}) != first  # the sum is the same
         assert inputs({"a.py": 1, "b/__init__.py": 2, "site-packages/c.py": 5}) == first
     finally:
-        python_installation._modules.cache_clear()
+        python_installation.modules.cache_clear()

@@ -46,6 +46,21 @@ def test_nats_of_a_document_are_the_sum_over_its_tokens(shards, length, overlap,
     np.testing.assert_allclose(nats, expected)
 
 
+@pytest.mark.parametrize(("length", "overlap"), [(8, 0.5), (100, 0.0), (3, 0.4)])
+def test_of_a_conversation_only_what_the_assistant_said_is_predicted(tmp_path, length, overlap):
+    random, documents = np.random.default_rng(1), []
+    for number in range(4):
+        ids, trained = random.integers(0, 50, 30), random.random(30) < 0.4
+        documents.append(TokenDocument(str(number), "s", ids.tolist(), 90, trained if number else None, 7))
+    manifest = write_shard(tmp_path / "h.array_record", documents, np.dtype("<u2"))
+    shards = TokenShards(tmp_path, [manifest], "<u2")
+    nats = perplexity.evaluate(target_nats, 1.0, shards, length=length, overlap=overlap, rows=3)
+    asked = [np.ones(29, bool) if found.trained is None else found.trained[1:] for found in documents]
+    expected = [np.array(found.ids[1:])[which].sum(dtype=float) for found, which in zip(documents, asked)]
+    np.testing.assert_allclose(nats, expected)
+    assert shards.predicted_bytes.tolist() == [90, 7, 7, 7]
+
+
 def test_a_quick_evaluation_reads_the_first_documents(shards):
     nats = perplexity.evaluate(target_nats, 1.0, shards, length=8, overlap=0.0, rows=4, max_bytes=50)
     assert len(nats) == 2

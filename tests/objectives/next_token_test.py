@@ -55,4 +55,16 @@ def test_token_nats_are_zero_where_nothing_is_predicted(params):
 
 def test_a_batch_without_targets_has_loss_zero(params):
     batch = make_batch()._replace(weights_BT=np.zeros((3, 20), np.float32))
-    assert float(next_token.loss(CONFIG, params, batch)[0]) == 0.0
+    (value, _), gradient = jax.value_and_grad(lambda p: next_token.loss(CONFIG, p, batch), has_aux=True)(params)
+    assert float(value) == 0.0
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_row_without_targets_changes_nothing(params):
+    """A stretch of what the user said is a row of weight 0 among others."""
+    batch = make_batch()
+    batch.weights_BT[1] = 0
+    others = Batch(*(field[[0, 2]] for field in batch))
+    assert float(next_token.loss(CONFIG, params, batch)[0]) == pytest.approx(
+        float(next_token.loss(CONFIG, params, others)[0]), rel=1e-5
+    )
