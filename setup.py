@@ -25,6 +25,7 @@ REQUIRED = [
     "grain>=0.2.18",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    "protobuf>=7.36.1",  # what the definitions of a model file in sentencepiece 0.2.3 ask for; orbax brings it anyway
     "chex>=0.1.92",
     "ml-collections>=1.1.0",
     "pyarrow>=20",  # the curated Parquet shards, and Parquet sources
