@@ -10,6 +10,7 @@ model of the new text, with the scores they have there. docs/benchmarks/vocabula
 import functools
 import io
 import itertools
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,12 +28,13 @@ from core.files import atomic_write
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNUSED = proto.ModelProto.SentencePiece.NORMAL, proto.ModelProto.SentencePiece.UNUSED
 BPE, UNIGRAM = proto.TrainerSpec.BPE, proto.TrainerSpec.UNIGRAM
-COVERAGE = 0.9999  # of the characters of the new text, as in data/tokenizer.py; the rest stays with byte pieces
+COVERAGE = 0.9999  # of the characters, in a unigram model of the new text, as in data/tokenizer.py
 OFTEN = 2  # times that a piece must be of use in the learning text
 SPARE = 1.05  # candidates per piece asked, to replace those that are dropped
 MAX_LINE = 1 << 16  # bytes of a line that is learned from
 MAX_CHUNK = 1000  # tokens
 FIRST_CODE = 0x10000  # code points that stand for ids, one character an id, when SentencePiece learns to join them
+MOST = 500_000  # pieces; what SentencePiece learns from must have a code point for each, and for new characters
 MAX_MODEL = 1 << 28  # bytes of a model file
 
 
@@ -67,6 +69,8 @@ def extend(path: Path, texts: Iterable[str], vocab_size: int, out: Path, *, trai
         raise UserError(
             f"vocab_size={vocab_size} adds nothing to the {len(old.pieces)} pieces of {path}; ask for more"
         )
+    if vocab_size > MOST:
+        raise UserError(f"vocab_size={vocab_size} is more than {MOST:,} pieces; ask for less")
     lines, size = _lines(texts, _load(old), train_mb)
     learn = _continue_bpe if old.trainer_spec.model_type == BPE else _learn_unigram
     candidates = learn(old, lines, room)
@@ -140,46 +144,46 @@ def _lines(
     return lines, size
 
 
-def _new_characters(old: proto.ModelProto, lines: Sequence[str], room: int) -> list[str]:
-    """The characters of the lines that no old piece has alone, most frequent first."""
-    counts = Counter(itertools.chain.from_iterable(lines))
-    known, left = {entry.piece for entry in old.pieces}, COVERAGE * counts.total()
-    found = []
-    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if left <= 0 or count < OFTEN:
-            break
-        left -= count
-        if character not in known:
-            found.append(character)
-    return found[:room]
+def _new_characters(old: proto.ModelProto, lines: Sequence[str]) -> dict[str, int]:
+    """The characters that no old piece has alone, most frequent first, with the tokens that each would save.
+
+    Without a piece, a character is a token for each of its bytes.
+    """
+    counts, known = Counter(itertools.chain.from_iterable(lines)), {entry.piece for entry in old.pieces}
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return {c: n * max(len(c.encode()) - 1, 1) for c, n in ordered if n >= OFTEN and c not in known}
 
 
 def _continue_bpe(old: proto.ModelProto, lines: Sequence[str], room: int) -> list[tuple[str, float]]:
-    """New characters, then joins of old pieces in the order learned; each scores one below the one before."""
-    characters = _new_characters(old, lines, room)
+    """What saves the most tokens: new characters, and joins of old pieces in the order learned, with their scores.
+
+    A piece saves no more than what it is made of, so none is chosen without its parts.
+    """
+    characters = _new_characters(old, lines)
     lowest = min(entry.score for entry in old.pieces if entry.type in (NORMAL, UNUSED))
-    scores = itertools.count(lowest - 1, -1)
-    begun = _grown(old, zip(characters, scores))
+    begun = _grown(old, zip(characters, itertools.repeat(lowest)))
     longest = old.trainer_spec.max_sentencepiece_length
     chunks = Counter(_chunks(begun, _bare(begun).encode(list(lines))))
-    joined = _learn_joins(chunks, int((room - len(characters)) * SPARE) + 1)
-    known, texts = {entry.piece for entry in begun.pieces}, {}
-    for ids in joined:
+    known, joins = {entry.piece for entry in begun.pieces}, {}
+    for ids in _learn_joins(chunks, int(room * SPARE) + 1):
         text = "".join(begun.pieces[i].piece for i in ids)
         if len(text) <= longest and text not in known:
-            texts[ids] = text
-    grown = _grown(begun, zip(texts.values(), itertools.count(lowest - 1 - len(characters), -1)))
-    needed = _needed(chunks, list(texts), begun, grown)
-    kept = [text for text, count in zip(texts.values(), needed) if count >= OFTEN]
-    return list(zip([*characters, *kept], itertools.count(lowest - 1, -1)))
+            joins[ids] = text
+    grown = _grown(begun, zip(joins.values(), itertools.count(lowest - 1, -1)))
+    saved = [*characters.values(), *_needed(chunks, list(joins), begun, grown)]
+    pieces = [*characters, *joins.values()]
+    best = sorted(range(len(pieces)), key=lambda index: -saved[index])[: int(room * SPARE) + 1]
+    best = [index for index in best if saved[index] >= OFTEN]
+    kept = sorted(best[:room]) + best[room:]  # characters, joins as learned, and behind them what may take a place
+    return list(zip((pieces[index] for index in kept), itertools.count(lowest - 1, -1)))
 
 
 def _chunks(model: proto.ModelProto, encoded: Iterable[list[int]]) -> Iterator[tuple[int, ...]]:
     """Runs of ids that may be joined: within a word, of one script, of normal pieces only."""
     spec = model.trainer_spec
     texts = [entry.piece for entry in model.pieces]
-    alone = [entry.type != NORMAL or (spec.split_digits and entry.piece[-1:].isnumeric()) for entry in model.pieces]
-    first, last = [_script(text[:2]) for text in texts], [_script(text[-1:]) for text in texts]
+    alone = [entry.type != NORMAL or (spec.split_digits and entry.piece[-1:].isdecimal()) for entry in model.pieces]
+    first, last = [_script(text[:1]) for text in texts], [_script(text[-1:]) for text in texts]
     blank = [spec.allow_whitespace_only_pieces and not text.strip(SPACE_MARK) for text in texts]
     begins = [text.startswith(SPACE_MARK) for text in texts]
     if spec.treat_whitespace_as_suffix:
@@ -190,7 +194,7 @@ def _chunks(model: proto.ModelProto, encoded: Iterable[list[int]]) -> Iterator[t
         for at in range(1, len(ids) + 1):
             if at < len(ids) and at - start < MAX_CHUNK:
                 a, b = ids[at - 1], ids[at]
-                joins = (blank[a] and blank[b]) if begins[b] else (last[a] == first[b] or not first[b])
+                joins = (blank[a] and blank[b]) if begins[b] else (last[a] == first[b] or "" in (last[a], first[b]))
                 if joins and not alone[a] and not alone[b]:
                     continue
             if at - start > 1:
@@ -199,14 +203,15 @@ def _chunks(model: proto.ModelProto, encoded: Iterable[list[int]]) -> Iterator[t
 
 
 @functools.cache
-def _script(text: str) -> str:
-    """The script of a piece's end, as SentencePiece keeps scripts apart; a mark has that of what it stands on."""
-    character = text[-1:]
+def _script(character: str) -> str:
+    """The script of a character, as SentencePiece keeps them apart; none for spaces and marks, which join any."""
     category = unicodedata.category(character)[0] if character else "M"
-    if character == SPACE_MARK or category in "NPSZC":
+    if character == SPACE_MARK or category == "M":
+        return ""
+    if category != "L":
         return "number" if category == "N" else "sign"
     name = unicodedata.name(character, "?").split()[0]
-    return "" if category == "M" else "HAN" if name in ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC") else name
+    return "HAN" if name in ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC") else name
 
 
 def _learn_joins(chunks: Counter[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
@@ -276,11 +281,11 @@ def _parts(ids: tuple[int, ...], rank: dict[tuple[int, ...], int]) -> list[tuple
 
 
 def _learn_unigram(old: proto.ModelProto, lines: Sequence[str], room: int) -> list[tuple[str, float]]:
-    """The pieces of a unigram model of the lines that are not there yet, most probable first."""
+    """The pieces of a unigram model of the lines that are not there yet, those that save the most first."""
     if not lines:
         return []
     known, spec = {entry.piece for entry in old.pieces}, old.trainer_spec
-    asked = int(room * SPARE) + len(set(itertools.chain.from_iterable(lines)) & known) + 1
+    asked = int(room * SPARE) + len(set(itertools.chain.from_iterable(lines))) + 1
     while True:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -305,8 +310,13 @@ def _learn_unigram(old: proto.ModelProto, lines: Sequence[str], room: int) -> li
         learned = [e for e in proto.ModelProto.FromString(model.getvalue()).pieces if e.type == NORMAL]
         new = [(entry.piece, entry.score) for entry in learned if entry.piece not in known]
         if len(new) >= room * SPARE or len(learned) < asked - 1:
-            return sorted(new, key=lambda item: (len(item[0]) > 1, -item[1], item[0]))
+            return sorted(new, key=lambda item: (-item[1] - _bytes_saved(item[0]), item[0]))
         asked += int(room * SPARE) - len(new) + room // 10 + 1
+
+
+def _bytes_saved(piece: str) -> float:
+    """What a character's bytes add to its log probability, when it comes to the tokens that a piece saves."""
+    return math.log(max(len(piece.encode()) - 1, 1)) if len(piece) == 1 else 0.0
 
 
 def _reachable(old: proto.ModelProto, candidates: list, room: int) -> tuple[proto.ModelProto, int]:

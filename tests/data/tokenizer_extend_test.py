@@ -113,7 +113,7 @@ def test_new_text_takes_fewer_tokens_and_old_text_as_many(grown):
     english = " ".join(WORDS)
     assert len(new.encode(english)) <= len(old.encode(english))
     assert growth.characters >= 20
-    assert {"模", "é"} <= set(growth.pieces)
+    assert {"模", "ñ", "▁según"} & set(growth.pieces)
 
 
 def test_the_same_text_gives_the_same_model(grown, tmp_path):
@@ -124,12 +124,32 @@ def test_the_same_text_gives_the_same_model(grown, tmp_path):
     assert (again.old_ids == growth.old_ids).all()
 
 
+def test_what_saves_most_is_chosen_character_or_not(tmp_path):
+    """Without a piece a character is a token for each of its bytes; a rare one is still worth less than a word."""
+    train([ENGLISH], TokenizerConfig(vocab_size=340), tmp_path / "m")
+    rare = "".join(chr(0x4E00 + number) for number in range(100)) * 2
+    growth = extend(tmp_path / "m", ["einmal und " * 200, "模型" * 50, rare], 350, tmp_path / "out")
+    assert {"模", "型", "模型", "▁einmal", "▁und"} <= set(growth.pieces)
+    assert growth.characters == 2
+    growth = extend(tmp_path / "m", ["einmal und " * 200, "模型" * 50, rare], 440, tmp_path / "out")
+    assert growth.characters > 80
+
+
+def test_words_of_a_script_are_joined_across_no_other(tmp_path):
+    train([ENGLISH], TokenizerConfig(vocab_size=340), tmp_path / "m")
+    texts = ["模型reads的12个 模型reads的12个 型12\n" * 50, "e\u0301te\u0301 " * 50]
+    growth = extend(tmp_path / "m", texts, 355, tmp_path / "out")
+    for piece in growth.pieces:
+        assert re.fullmatch(r"▁?([a-z\u0301]+|[\u4e00-\u9fff]+|\d)|▁", piece), piece
+    assert {"▁模型", "▁reads", "te\u0301", "e\u0301te\u0301"} & set(growth.pieces)
+
+
 def test_a_grown_model_grows_again(grown, tmp_path):
     _, new, growth = grown
     german = ["die verlorene zeile wird größer und größer, schließlich überläuft die straße\n"] * 20
     again = extend(new.path, german, new.vocab_size + 8, tmp_path / "again.model")
     assert again.old_size == growth.vocab_size
-    assert "ß" in again.pieces
+    assert {"ß", "ö", "ü"} & set(again.pieces)
 
 
 def test_the_grown_model_exports_with_equal_ids(tmp_path):
@@ -149,6 +169,8 @@ def test_a_vocabulary_no_larger_is_refused(tmp_path, size):
     with pytest.raises(UserError, match=rf"^vocab_size={size} adds nothing to the 340 pieces of .*; ask for more$"):
         extend(tmp_path / "m", NEW, size, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"is more than 500,000 pieces"):
+        extend(tmp_path / "m", NEW, 10**9, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

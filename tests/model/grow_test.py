@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_told():
 
 
 def test_a_grown_model_says_the_same_of_old_ids():
-    config = ModelConfig(10, num_layers=2, d_model=6, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8)
+    config = ModelConfig(10, num_layers=1, d_model=6, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8)
     params = init(config, 0)
     grown_config, grown = grow(config, params, NEW, 16)
     assert grown_config.vocab_size == 16
