@@ -24,12 +24,11 @@ REQUIRED = [
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
     "array_record>=0.8.6",
-    "sentencepiece[protobuf]>=0.2.3",
+    "sentencepiece[protobuf]>=0.2.3",  # with the definitions of a model file, to extend it
     "chex>=0.1.92",
     "ml-collections>=1.1.0",
     "pyarrow>=20",  # the curated Parquet shards, and Parquet sources
     "zstandard>=0.25",  # .jsonl.zst sources
-    "safetensors>=0.8",  # the exported weights
     "tensorboardX>=2.6.5",  # TensorBoard events without TensorFlow
     "matplotlib>=3.10",  # the loss curve and the plots of the report
 ]
@@ -53,6 +52,7 @@ EXTRAS = {
         *HF,
         *NOTEBOOK,
         *CHAT,
+        "safetensors>=0.8",  # reads what we write, and the other way around
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.
         "libtpu>=0.0.42; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
