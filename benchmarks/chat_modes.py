@@ -17,7 +17,9 @@ from data.document import read_documents
 from data.tokenize import CHAT_DATE, open_chat_template, open_split, open_tokenizer
 from evals import perplexity
 from evals.evaluate import _measure
+from model.decode import Decoder
 from model.generate import generate
+from model.sample import Sampling
 from train.checkpoint import Checkpoints
 from train.run import load_params
 
@@ -38,8 +40,8 @@ def main(config: str, workdir: Path) -> None:
         nats = _measure(experiment.parts["eval"], run)(params, shards)
         bits = dict(perplexity.by_source(sources, shards.predicted_bytes, nats))
         prompts = [ids for ids, _ in asked]
-        settings = {"temperature": 0.0, "top_k": 0, "stop_id": None, "seed": 0}
-        (first,) = generate(run.model, params, prompts, window=run.row_length, max_tokens=1, **settings)
+        decoder = Decoder(run.model, params, run.row_length)
+        (first,) = generate(decoder, prompts, max_tokens=1, sampling=Sampling(temperature=0))
         opens, thinks = np.array(first) == thought, np.array([mode for _, mode in asked])
         shown = (f"{opens[own].sum()} of {own.sum()}" for own in (thinks, ~thinks))
         print(step, *(f"{bits[name]['bits_per_byte']:.3f}" for name in ("text", "chat")), *shown, sep="\t")

@@ -20,7 +20,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from data import tokenizer_extend as extension
-from data.tokenizer import Tokenizer
+from data.tokenizer_sentencepiece import SentencePieceTokenizer
 from evals.vocabulary import measure, read_texts
 
 BLOCK = 20_000  # characters
@@ -131,7 +131,9 @@ def main(options: argparse.Namespace, folder: Path) -> None:
             old = extension.read_model(path)
             print("| way | out of reach | en changed | " + " | ".join(texts) + " |")
             print("|---" * (3 + len(texts)) + "|")
-        result = measure([Tokenizer(folder / "old.model"), Tokenizer(path)], texts)["languages"]
+        result = measure([SentencePieceTokenizer(folder / "old.model"), SentencePieceTokenizer(path)], texts)[
+            "languages"
+        ]
         never = "-" if name == "before" or name.startswith("fresh") else f"{unreachable(old, path):,}"
         cells = " | ".join(f"{own['after']['tokens_per_byte']:.3f}" for own in result.values())
         lost = sum(own["after"]["not_lossless"] for own in result.values())

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from core.config import require
+from model.sample import Sampling
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,11 @@ class EvalConfig:
     samples: int = 4  # half continue held-out documents, half begin from nothing
     sample_tokens: int = 128
     prompt_tokens: int = 32
+    context: int = 0  # tokens that the cache holds, prompt and continuation together; 0 is a row of the last stage
     temperature: float = 0.8
-    top_k: int = 50
+    top_k: int = 50  # 0 is all
+    top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self):
         require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")
@@ -24,5 +28,10 @@ class EvalConfig:
         for name in ("quick_bytes", "sample_tokens", "prompt_tokens"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         require(self.samples >= 0, f"samples={self.samples} must be 0 or more")
-        require(self.temperature >= 0, f"temperature={self.temperature} must be 0 or more")
-        require(self.top_k > 0, f"top_k={self.top_k} must be positive")
+        require(self.context >= 0, f"context={self.context} must be 0 or more")
+        Sampling(self.temperature, self.top_k, self.top_p, self.min_p)  # refuses what cannot be
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)

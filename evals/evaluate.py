@@ -18,6 +18,7 @@ from data.document import read_documents
 from data.tokenize import CURATED, TOKENS, open_split, open_tokenizer
 from evals import perplexity
 from evals.config import EvalConfig
+from model.decode import Decoder
 from model.generate import generate
 from objectives import next_token
 from train.run import Run, load_params, run_spec
@@ -77,9 +78,10 @@ def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, ma
     params, _ = load_params(run, workdir)
     tokenizer = open_tokenizer(workdir)
     ids, stream = tokenizer.prompt(prompt), tokenizer.stream()
-    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": tokenizer.eos, "seed": seed}
+    decoder = Decoder(run.model, params, config.context or run.row_length)
+    settings = {"sampling": config.sampling, "stop_ids": tokenizer.stop_ids, "seed": seed}
     sys.stdout.write("".join(map(stream.push, ids)))
-    for (token,) in generate(run.model, params, [ids], window=run.row_length, max_tokens=max_tokens, **settings):
+    for (token,) in generate(decoder, [ids], max_tokens=max_tokens, **settings):
         sys.stdout.write(stream.push(token))
         sys.stdout.flush()
     sys.stdout.write(stream.flush() + "\n")
@@ -95,9 +97,10 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
     names += [None] * (config.samples - len(names))
     if not prompts:
         return []
-    settings = {"temperature": config.temperature, "top_k": config.top_k, "stop_id": tokenizer.eos, "seed": run.seed}
+    decoder = Decoder(run.model, params, config.context or run.row_length)
+    settings = {"sampling": config.sampling, "stop_ids": tokenizer.stop_ids, "seed": run.seed}
     texts: list[list[int]] = [[] for _ in prompts]
-    steps = generate(run.model, params, prompts, window=run.row_length, max_tokens=config.sample_tokens, **settings)
+    steps = generate(decoder, prompts, max_tokens=config.sample_tokens, **settings)
     for tokens in steps:
         for text, token in zip(texts, tokens):
             if token is not None:

@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.files import Stage, fingerprint, read_json, write_json
 from core.page import Html, Page, code, printable, strong, tag
 from core.progress import say
-from data.tokenizer import Tokenizer
+from data.tokenizer_sentencepiece import SentencePieceTokenizer
 from evals import draw
 from evals.figures_vocabulary import before_after
 
@@ -56,7 +56,7 @@ def compare_tokenizers(
 
     `bits_per_byte` are held-out bits per byte by language, of models trained with each: {"de": {"before": 1.1, ...}}.
     """
-    tokenizers = [Tokenizer(path) for path in (before, after)]
+    tokenizers = [SentencePieceTokenizer(path) for path in (before, after)]
     texts = {language: list(own) for language, own in texts.items()}
     if empty := [language for language, own in texts.items() if not any(own)] or (not texts and ["any language"]):
         raise UserError(f"there is no text of {empty[0]} to compare tokenizers on; give some")
@@ -104,7 +104,7 @@ def _read(path: Path, most: int) -> list[str]:
     return texts + ["".join(lines)] * bool(lines)
 
 
-def measure(tokenizers: list[Tokenizer], texts: Mapping[str, list[str]]) -> dict[str, Any]:
+def measure(tokenizers: list[SentencePieceTokenizer], texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """All numbers: by language, their means over the languages, and what emoji become."""
     sides = dict(zip(SIDES, tokenizers))
     tables = {side: _Pieces(tokenizer) for side, tokenizer in sides.items()}
@@ -139,7 +139,7 @@ def measure(tokenizers: list[Tokenizer], texts: Mapping[str, list[str]]) -> dict
 class _Pieces:
     """Of every id: its text, whether it is a byte, and the bytes that it stands for."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: SentencePieceTokenizer):
         processor, ids = tokenizer.processor, range(tokenizer.vocab_size)
         self.is_byte = np.array([processor.is_byte(i) for i in ids])
         special = [processor.is_control(i) or processor.is_unknown(i) for i in ids]
@@ -157,7 +157,7 @@ class _Pieces:
         return len(np.intersect1d(self.spans(ids), other.spans(others)))
 
 
-def _speed(sides: Mapping[str, Tokenizer], texts: list[str]) -> dict[str, dict[str, float]]:
+def _speed(sides: Mapping[str, SentencePieceTokenizer], texts: list[str]) -> dict[str, dict[str, float]]:
     """Megabytes of text a second of processor time, so that other work on the machine matters less."""
     sizes = itertools.accumulate(len(text.encode()) for text in texts)
     texts = [text for text, size in zip(texts, sizes) if size <= SPEED_BYTES] or [texts[0][:SPEED_BYTES]]
@@ -187,7 +187,7 @@ def emoji() -> list[str]:
     return [chr(number) for number in codes if unicodedata.category(chr(number)) == "So"]
 
 
-def _emoji(tokenizer: Tokenizer, pieces: _Pieces) -> dict[str, int]:
+def _emoji(tokenizer: SentencePieceTokenizer, pieces: _Pieces) -> dict[str, int]:
     """How many are one piece, and how many go through no byte piece. A space that is put before is not counted."""
     split = {character: [i for i in tokenizer.encode(character) if pieces.texts[i] != " "] for character in emoji()}
     one = sum(len(ids) == 1 and pieces.texts[ids[0]].strip() == character for character, ids in split.items())
@@ -223,7 +223,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     sys.stdout.write("".join("\t".join(row) + "\n" for row in rows))
 
 
-def _page(result: Mapping[str, Any], tokenizers: list[Tokenizer], texts: Mapping[str, list[str]]) -> draw.Sheet:
+def _page(
+    result: Mapping[str, Any], tokenizers: list[SentencePieceTokenizer], texts: Mapping[str, list[str]]
+) -> draw.Sheet:
     old, new = (f"{result['vocab_size'][side]:,}" for side in SIDES)
     fewer = 1 - result["mean"]["after"]["tokens_per_byte"] / result["mean"]["before"]["tokens_per_byte"]
     lead = [
@@ -351,7 +353,7 @@ def _pieces(sheet: draw.Sheet, result: Mapping[str, Any]) -> None:
     sheet.page.table(["script", "pieces", "some of them"], rows)
 
 
-def _splits(page: Page, tokenizers: list[Tokenizer], texts: Mapping[str, list[str]]) -> None:
+def _splits(page: Page, tokenizers: list[SentencePieceTokenizer], texts: Mapping[str, list[str]]) -> None:
     """The beginning of each language as both split it."""
     page.section("Texts, split", "Every second token is shaded; a byte piece shows as its number.")
     for language, own in texts.items():

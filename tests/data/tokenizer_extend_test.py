@@ -14,9 +14,9 @@ from sentencepiece import sentencepiece_model_pb2 as proto
 from core.errors import UserError
 from data import tokenizer_extend as module
 from data.config import TokenizerConfig
-from data.tokenizer import Tokenizer, train
 from data.tokenizer_extend import extend, read_model
 from data.tokenizer_hf import tokenizer_json
+from data.tokenizer_sentencepiece import SentencePieceTokenizer, train
 from lab import WORDS
 
 ENGLISH = "".join(f"def {a}({b}):\n    return {a} + {b}  # {b}\n" for a in WORDS for b in WORDS)
@@ -46,7 +46,7 @@ def grown(request, tmp_path_factory):
     else:
         train([ENGLISH], TokenizerConfig(vocab_size=340, model=request.param), folder / "old.model")
     growth = extend(folder / "old.model", NEW, SIZES[request.param], folder / "new.model")
-    return Tokenizer(folder / "old.model"), Tokenizer(folder / "new.model"), growth
+    return SentencePieceTokenizer(folder / "old.model"), SentencePieceTokenizer(folder / "new.model"), growth
 
 
 def old_pieces(growth, ids):
@@ -156,7 +156,7 @@ def test_the_grown_model_exports_with_equal_ids(tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="the Hugging Face library is not installed")
     train([ENGLISH], TokenizerConfig(vocab_size=340), tmp_path / "m")
     extend(tmp_path / "m", NEW, 420, tmp_path / "out")
-    ours = Tokenizer(tmp_path / "out")
+    ours = SentencePieceTokenizer(tmp_path / "out")
     assert ours.kind == "bpe"
     theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(ours)))
     for text in (*NEW[:20], ENGLISH[:300], "sigue  模型模型\n\n año 😀 損失"):

@@ -8,8 +8,8 @@ import pytest
 
 from core.errors import UserError
 from data.config import TokenizerConfig
-from data.tokenizer import Tokenizer, train
 from data.tokenizer_extend import extend
+from data.tokenizer_sentencepiece import SentencePieceTokenizer, train
 from evals import vocabulary
 from evals.vocabulary import compare_tokenizers, emoji, measure, print_table, read_texts
 from lab import WORDS
@@ -35,7 +35,7 @@ def made(models, tmp_path_factory):
 
 def test_the_numbers_are_those_of_the_tokenizers(models, made):
     _, result = made
-    before, after = map(Tokenizer, models)
+    before, after = map(SentencePieceTokenizer, models)
     own = result["languages"]["<b>es</b>"]
     assert own["bytes"] == len(SPANISH.encode())
     assert own["after"]["tokens"] == len(after.encode(SPANISH))
@@ -57,7 +57,7 @@ def test_the_numbers_are_those_of_the_tokenizers(models, made):
 
 
 def test_what_changed_is_counted_in_tokens_of_before(models):
-    before, after = map(Tokenizer, models)
+    before, after = map(SentencePieceTokenizer, models)
     result = measure([before, before], {"en": [ENGLISH[:500]]})
     assert result["languages"]["en"]["changed"] == 0
     text = after.processor.id_to_piece(359)  # one piece after; every piece of before is gone
@@ -77,7 +77,7 @@ def test_emoji_are_pictographs_and_counted_once(made):
 
 
 def test_a_text_that_is_lost_is_told(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tokenizer, "decode", lambda *_: "lost")
+    monkeypatch.setattr(SentencePieceTokenizer, "decode", lambda *_: "lost")
     result = compare_tokenizers(*models, {"en": ["a\n", "b\n"]}, tmp_path / "v")
     assert result["mean"]["after"]["not_lossless"] == 2
     assert "2 of 2 texts do not decode to themselves" in (tmp_path / "v" / "vocabulary.html").read_text()

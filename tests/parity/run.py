@@ -167,9 +167,10 @@ def compare_models(python: str, write_golden: bool) -> bool:
             )
             packed = our_packed(config, params, ids, padding=9)
             worst_packed = max(np.abs(own - answer[f"alone{i}"]).max() for i, own in enumerate(packed))
-            half = our_logits(dataclasses.replace(config, dtype="bfloat16"), params, ids[-1])
+            in_bfloat16 = dataclasses.replace(config, dtype="bfloat16")
+            half = np.concatenate([our_logits(in_bfloat16, params, one) for one in ids])
             off = float(np.linalg.norm(half - answer["bfloat16"]) / np.linalg.norm(answer["bfloat16"]))
-            exact = answer[f"alone{len(ids) - 1}"]
+            exact = np.concatenate([answer[f"alone{i}"] for i in range(len(ids))])
             their_off = float(np.linalg.norm(answer["bfloat16"] - exact) / np.linalg.norm(exact))
             cached, same_text = through_cache(config, params, ids[-3:], answer)
             gradient = worst_gradient(config, params, ids[-1], answer)
