@@ -19,6 +19,7 @@ from typing import Any
 VERBS = {
     "curate": "documents from the source, through the recipe, into curated/",
     "tokenize": "learn the tokenizer, encode every document, into tokenizer/ and tokens/",
+    "import": "the parameters of --config.start.folder, a Hugging Face model, into import/",
     "train": "train the model, or continue, into train/",
     "eval": "held-out bits per byte beside zlib and xz, and samples, into eval/",
     "report": "report.html and loss.png, into report/",
@@ -27,7 +28,7 @@ VERBS = {
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
-RECIPE = ("curate", "tokenize", "train", "eval", "report", "export")
+RECIPE = ("curate", "tokenize", "import", "train", "eval", "report", "export")
 
 # Which room turns which subtree of the config into which dataclass.
 PARTS = {
@@ -37,7 +38,9 @@ PARTS = {
     "model": ("model.config", "ModelConfig"),
     "optim": ("optim.config", "OptimConfig"),
     "train": ("train.config", "TrainConfig"),
+    "start": ("train.config", "StartConfig"),
     "eval": ("evals.config", "EvalConfig"),
+    "export": ("train.config", "ExportConfig"),
 }
 
 QUICKSTART = Path(__file__).resolve().parent / "experiments" / "quickstart.py"
@@ -159,9 +162,11 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag} changes the history of a run and belongs to train, not to {arguments.verb}")
     experiment = open_experiment(arguments)
     with joined(arguments):
-        for verb in [arguments.verb] if arguments.verb else RECIPE:
+        recipe = [verb for verb in RECIPE if verb != "import" or experiment.parts["start"].folder]
+        for verb in [arguments.verb] if arguments.verb else recipe:
             experiment.require_upstream(verb)
-            getattr(experiment, verb.replace("-", "_"))()
+            method = {"import": "import_"}.get(verb, verb.replace("-", "_"))  # a word of the language
+            getattr(experiment, method)()
 
 
 def joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
@@ -184,6 +189,10 @@ def open_experiment(arguments: argparse.Namespace) -> "Experiment":
     from core.config import load_experiment, parse_parts
 
     tree = load_experiment(Path(arguments.config), arguments.overrides)
+    if "start" in tree:
+        from train.start import fill_in
+
+        tree = fill_in(tree)
     workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
     classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
     return Experiment(workdir, arguments, parse_parts(classes, tree))
@@ -216,7 +225,7 @@ class Experiment:
         """What training needs, as one record."""
         from train.run import Run
 
-        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "seed")}
+        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "start", "seed")}
         return Run(**own, added=len(self.parts["data"].added))
 
     def require_upstream(self, verb: str) -> None:
@@ -225,6 +234,12 @@ class Experiment:
         from data.tokenize import require_tokenized
 
         before = {"curate": 0, "tokenize": 1}.get(verb, 2)
+        if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
+            from train.start import is_only_imported
+
+            # A model that was only imported can be looked at without any documents.
+            looks = verb in ("generate", "serve", "export") and is_only_imported(self.parts["start"], self.workdir)
+            before = 0 if looks or verb == "import" else before
         if before >= 1:
             require_curated(self.parts["data"], self.workdir)
         if before >= 2:
@@ -243,6 +258,15 @@ class Experiment:
         data = self.parts["data"]
         options = {"added": len(data.added), "stale": self.stale, "workers": data.workers}
         tokenize(self.parts["tokenizer"], self.workdir, **options)
+
+    def import_(self) -> None:
+        """A model that exists, and its tokenizer."""
+        from data.tokenize import take_tokenizer
+        from train.start import import_model
+
+        if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
+            take_tokenizer(self.parts["tokenizer"], self.workdir, self.stale)
+        import_model(self.parts["start"], self.parts["model"], self.workdir, stale=self.stale)
 
     def train(self) -> None:
         """Brings the pillars together; evaluation inside the loop is handed in from above."""
@@ -273,7 +297,7 @@ class Experiment:
         """The model for others."""
         from train.export import export
 
-        export(self.training, self.workdir)
+        export(self.parts["export"], self.training, self.workdir)
 
     def explain(self) -> None:
         """What a step saw, or which steps saw a document."""

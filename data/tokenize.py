@@ -7,7 +7,7 @@ workdir/added-1/tokens/ ...   the same for documents that were added
 """
 
 import functools
-import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    tokenizer = (
-        _take_tokenizer(config, workdir, stale)
-        if config.path
-        else _train_tokenizer(config, curated["hashes"], workdir, stale)
-    )
+    if config.extend_to:
+        tokenizer = _extend_tokenizer(config, curated["hashes"], workdir, stale)
+    elif config.path:
+        tokenizer = take_tokenizer(config, workdir, stale)
+    else:
+        tokenizer = _train_tokenizer(config, curated["hashes"], workdir, stale)
     template = _given_template(config, tokenizer).dated(CHAT_DATE)
     folders = [workdir, *added_folders(workdir, added)]
     summaries = [_encode(tokenizer, template, folder, stale, workers) for folder in folders]
@@ -132,7 +133,7 @@ def open_tokenizer(workdir: Path) -> Tokenizer:
     return open_tokenizer_file(workdir / TOKENIZER)
 
 
-def _take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:
+def take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:
     """A tokenizer that exists, copied."""
     given = open_tokenizer_file(config.path)
     given.require_special(config.special)
@@ -149,8 +150,36 @@ def _take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tok
     return open_tokenizer_file(stage.folder)
 
 
+def _extend_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: Path, stale: Stale) -> Tokenizer:
+    """A SentencePiece model that exists, grown by pieces of the training documents."""
+    from data.tokenizer_extend import GROWTH, extend, write_growth
+
+    source = _sources(config)[MODEL]
+    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes({MODEL: source}), "curated": curated}
+    stage = Stage(workdir / TOKENIZER, spec, stale=stale)
+    path = stage.folder / MODEL
+    if not stage.finished:
+        growth = extend(source, _training_texts(workdir), config.extend_to, path, train_mb=config.train_mb)
+        write_growth(stage.folder / GROWTH, growth)
+        stage.finish([path, stage.folder / GROWTH], {"vocab_size": growth.vocab_size, "added": len(growth.pieces)})
+        say(f"tokenize: {len(growth.pieces):,} pieces of {growth.learned_bytes:,} bytes added to {source}")
+    return open_tokenizer_file(path)
+
+
+def _training_texts(workdir: Path) -> Iterator[str]:
+    for shard in sorted((workdir / CURATED).glob("train-*.parquet")):
+        for document in read_documents(shard):
+            yield document.text
+
+
 def _sources(config: TokenizerConfig) -> dict[str, Path]:
     """The files of a given tokenizer, and those beside a tokenizer.json that say what begins and ends a text."""
+    if config.extend_to:  # folders often hold the same tokenizer in both forms
+        path = Path(config.path).expanduser()
+        path = path / MODEL if path.is_dir() else path
+        if path.suffix != ".model" or not path.is_file():
+            raise UserError(f"{config.path} has no {MODEL}; tokenizer.extend_to grows SentencePiece models only")
+        return {MODEL: path}
     path = find_file(config.path)
     context = beside(path, CONTEXT) if path.suffix == ".json" else ()
     return own_files(path) | {file.name: file for file in context}
@@ -185,9 +214,7 @@ def _train_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir: 
     stage = Stage(workdir / TOKENIZER, spec, stale=stale)
     path = stage.folder / MODEL
     if not stage.finished:
-        shards = sorted((workdir / CURATED).glob("train-*.parquet"))
-        documents = itertools.chain.from_iterable(map(read_documents, shards))
-        train((document.text for document in documents), config, path)
+        train(_training_texts(workdir), config, path)
         stage.finish([path], {"vocab_size": config.vocab_size})
     return open_tokenizer_file(path)
 

@@ -36,6 +36,7 @@ MAX_CHUNK = 1000  # tokens
 FIRST_CODE = 0x10000  # code points that stand for ids, one character an id, when SentencePiece learns to join them
 MOST = 500_000  # pieces; what SentencePiece learns from must have a code point for each, and for new characters
 MAX_MODEL = 1 << 28  # bytes of a model file
+GROWTH = "growth.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,18 @@ def extend(path: Path, texts: Iterable[str], vocab_size: int, out: Path, *, trai
     with atomic_write(out) as file:
         file.write(model.SerializeToString(deterministic=True))
     return _growth(old, model, lines, dropped, size)
+
+
+def write_growth(path: Path, growth: Growth) -> None:
+    """Which old ids each new one stands for, for whoever makes rows of an embedding from them."""
+    with atomic_write(path) as file:
+        np.savez(file, old_size=growth.old_size, old_ids=growth.old_ids, offsets=growth.offsets)
+
+
+def read_growth(path: Path) -> tuple[int, np.ndarray, np.ndarray]:
+    """(first new id, old ids, offsets) as written."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return int(arrays["old_size"]), arrays["old_ids"], arrays["offsets"]
 
 
 def read_model(path: Path) -> proto.ModelProto:

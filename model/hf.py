@@ -155,6 +155,12 @@ def _find(folder: Path) -> dict[str, Place]:
     raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, and their index where there is one."""
+    files = sorted({place.path for place in _find(folder).values()})
+    return files + [folder / INDEX] * (folder / INDEX).is_file()
+
+
 def _check(folder: Path, config: ModelConfig, places: dict[str, Place]) -> None:
     """Refuses missing and extra tensors and other shapes than the config's."""
     abstract, expected = transformer.abstract(config), {}

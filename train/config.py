@@ -1,6 +1,7 @@
-"""The config subtree of the loop."""
+"""The config subtrees of the loop, of where it begins, and of the export."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from core.config import require
 
@@ -23,3 +24,23 @@ class TrainConfig:
         require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every} must be positive")
         require(self.keep_checkpoints > 0, f"keep_checkpoints={self.keep_checkpoints} must be positive")
         require(self.keep_every >= 0, f"keep_every={self.keep_every} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Where the parameters before the first step come from: `config.start`."""
+
+    # A Hugging Face folder with config.json and safetensors; empty draws them. What the config leaves open of `model`
+    # and `tokenizer` is then as the folder has it.
+    folder: str = ""
+    # Rows of the embedding for ids that tokenizer.extend_to adds: the mean of the rows of the old pieces that an id
+    # replaces, of all rows, or random ones of their standard deviation.
+    new_rows: Literal["mean_of_pieces", "mean", "random"] = "mean_of_pieces"
+    seed: int = 0  # of random rows
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How the model is written for others: `config.export`."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"

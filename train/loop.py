@@ -26,6 +26,7 @@ from train.run import (
     FOLDER,
     HISTORY,
     Run,
+    first_state,
     make_program,
     read_history,
     recorded_history,
@@ -166,7 +167,7 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
     program = make_program(run, mesh)
     at_most = amendment.skip[0] - 1 if amendment.skip else None
     restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)
-    current, start, record = restored or (program.init(), 0, {"history": []})
+    current, start, record = restored or (first_state(run, folder.parent, program), 0, {"history": []})
     recorded = read_history(folder / HISTORY, data_history.from_json(record["history"]), start)
     now = data_history.ask(run.batch, run.train.steps, corpus.generations, start)
     history = data_history.continue_history(recorded, now, amend=amendment.amend)

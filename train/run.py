@@ -22,7 +22,8 @@ from optim.build import build
 from optim.config import OptimConfig
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.config import StartConfig, TrainConfig
+from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
 
 VERSION = 2
@@ -39,6 +40,7 @@ class Run:
     train: TrainConfig
     seed: int
     added: int = 0  # entries of data.added
+    start: StartConfig = dataclasses.field(default_factory=StartConfig)
 
     def __post_init__(self):
         if bool(self.batch.stages) == bool(self.train.steps):
@@ -60,7 +62,8 @@ class Program(NamedTuple):
     """What a run computes, independent of its data: a mesh of devices that exist, or of a topology that does not."""
 
     step: Step
-    init: Callable[[], state.TrainState]
+    init: Callable[[], state.TrainState]  # with fresh parameters
+    begin: Callable[[Any], state.TrainState]  # with the parameters given
     abstract: state.TrainState
     shardings: state.TrainState
 
@@ -79,7 +82,15 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     loss = functools.partial(next_token.loss, run.model)
     step = compile_step(make_step(loss, optimizer, schedule), shardings, sharding.batch_sharding(mesh))
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
-    return Program(step, init, abstract, shardings)
+    begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
+    return Program(step, init, begin, abstract, shardings)
+
+
+def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:
+    """The state before the first step."""
+    if not run.start.folder:
+        return program.init()
+    return program.begin(imported_params(run.start, run.model, workdir))
 
 
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
@@ -92,7 +103,14 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
         )
     decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
-    return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards}
+    return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **start_spec(run.start, workdir)}
+
+
+def made_from(run: Run, workdir: Path) -> dict[str, Any]:
+    """What decides the parameters that `load_params` gives: a run or, before one began, an import."""
+    if is_only_imported(run.start, workdir):
+        return start_spec(run.start, workdir)
+    return run_spec(run, workdir)
 
 
 def recorded_history(folder: Path) -> History:
@@ -138,6 +156,8 @@ def load_params(
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     missing = f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
     if not checkpoints.steps:
+        if exactly is None and is_only_imported(run.start, workdir):
+            return imported_params(run.start, run.model, workdir), 0
         raise UserError(missing)
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))

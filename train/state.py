@@ -20,7 +20,11 @@ class TrainState(NamedTuple):
 
 def init(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step."""
-    params = transformer.init(model, seed)
+    return begin(transformer.init(model, seed), optimizer)
+
+
+def begin(params: transformer.Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, from parameters that exist."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

@@ -1,0 +1,135 @@
+"""Where a run begins: fresh parameters, or those of a Hugging Face folder, grown to a larger vocabulary if asked.
+
+workdir/import/checkpoints/0      the parameters, verified like those of any checkpoint
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core.errors import UserError
+from core.files import MANIFEST, Stage, Stale, hash_file, read_json, read_stage, require_spec
+from core.progress import count, say
+from data.tokenize import TOKENIZER
+from data.tokenizer_extend import GROWTH, read_growth
+from model import transformer
+from model.config import ModelConfig
+from model.grow import NewIds, grow
+from model.hf import read_params, weight_files
+from model.hf_config import read_config, read_json_object
+from train import sharding
+from train.checkpoint import Checkpoints
+from train.config import StartConfig
+from train.state import TrainState
+
+VERSION = 1
+FOLDER = "import"
+
+
+def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A config tree whose `start.folder` says what it leaves open: the model's shape and the tokenizer.
+
+    Keys that the tree gives win: `model.dtype`, `model.rope_scaling`, a larger `model.vocab_size`.
+    """
+    start = tree.get("start", {})
+    folder = start.get("folder") if isinstance(start, Mapping) else None
+    if not folder:
+        return dict(tree)
+    tokenizer = {"path": str(folder), **tree.get("tokenizer", {})}
+    shape = dataclasses.asdict(read_config(Path(str(folder)).expanduser()))
+    extended = str(tokenizer.get("extend_to", 0))  # typed on the command line it is still text
+    if extended.isdecimal():
+        shape["vocab_size"] = max(shape["vocab_size"], int(extended))
+    return {**tree, "tokenizer": tokenizer, "model": {**shape, **tree.get("model", {})}}
+
+
+def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
+    """Makes `workdir/import` from `start.folder`."""
+    if not start.folder:
+        raise UserError("config start.folder is empty; name the Hugging Face folder to import")
+    folder = Path(start.folder).expanduser()
+    described = read_config(folder)
+    files = weight_files(folder)
+    spec = _spec(start, model) | {
+        "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},
+        "growth": _growth_hash(workdir),
+    }
+    stage = Stage(workdir / FOLDER, spec, stale=stale)
+    if stage.finished:
+        say(f"import: {stage.folder} is up to date")
+        return
+    params = read_params(folder, dataclasses.replace(described, dtype=model.dtype), place=np.asarray)
+    if model.vocab_size > described.vocab_size:
+        new = NewIds(*read_growth(workdir / TOKENIZER / GROWTH)) if spec["growth"] else _padding(described)
+        _, params = grow(described, params, new, model.vocab_size, start.new_rows, start.seed)
+    checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=1)
+    for step in checkpoints.steps:  # of an import that was killed
+        checkpoints.check(step)
+    if not checkpoints.steps:
+        checkpoints.save(_state(jax.tree.map(jnp.asarray, params)), 0, {"from": str(folder)})
+    checkpoints.close()
+    positions = read_json_object(folder / "config.json").get("max_position_embeddings")
+    stage.finish([], {"parameters": model.num_parameters, "max_positions": positions})
+    say(f"import: {count(model.num_parameters)} parameters of {folder} in {stage.folder}")
+
+
+def imported_params(start: StartConfig, model: ModelConfig, workdir: Path) -> transformer.Params:
+    """The parameters that `import` made for this config."""
+    folder = workdir / FOLDER
+    require_spec(folder, read_stage(folder, "import"), _spec(start, model))
+    abstract = _state(transformer.abstract(model))
+    mesh = sharding.make_mesh()
+    return Checkpoints(folder / "checkpoints").restore(abstract, sharding.state_shardings(abstract, mesh), 0).params
+
+
+def is_only_imported(start: StartConfig, workdir: Path) -> bool:
+    """Whether there is a model to look at, but no training yet."""
+    return bool(start.folder) and not (workdir / "train" / MANIFEST).exists()
+
+
+def start_spec(start: StartConfig, workdir: Path) -> dict[str, Any]:
+    """What decides the parameters before the first step; nothing where they are drawn."""
+    if not start.folder:
+        return {}
+    return {"start": read_stage(workdir / FOLDER, "import")["spec"]}
+
+
+def imported_positions(start: StartConfig, workdir: Path) -> int:
+    """The longest row that the imported model was made for, 0 where nothing was imported."""
+    if not start.folder:
+        return 0
+    return read_stage(workdir / FOLDER, "import")["summary"]["max_positions"] or 0
+
+
+def _spec(start: StartConfig, model: ModelConfig) -> dict[str, Any]:
+    """What the config decides of an import: all but where the folder lies, which may change, and the computation."""
+    own = dataclasses.asdict(start)
+    del own["folder"]
+    shape = dataclasses.asdict(model)
+    for name in ("dtype", "remat", "init_std", "rope_theta", "rope_scaling"):
+        del shape[name]
+    return {"version": VERSION, "start": own, "model": shape}
+
+
+def _state(params: transformer.Params) -> TrainState:
+    """Parameters in the form in which checkpoints hold them, without an optimiser."""
+    return TrainState(jnp.zeros((), jnp.int32), params, {})
+
+
+def _growth_hash(workdir: Path) -> str | None:
+    """Of what the tokenize stage added to the vocabulary, if it did."""
+    folder = workdir / TOKENIZER
+    if not (folder / MANIFEST).exists() or "extend_to" not in read_json(folder / MANIFEST)["spec"]["tokenizer"]:
+        return None
+    read_stage(folder, "tokenize")
+    return hash_file(folder / GROWTH)
+
+
+def _padding(described: ModelConfig) -> NewIds:
+    """No new ids: more rows than the tokenizer has ids."""
+    return NewIds(described.vocab_size, np.zeros(0, np.int32), np.zeros(1, np.int64))
