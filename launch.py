@@ -26,6 +26,7 @@ VERBS = {
     "export": "a folder that Hugging Face transformers loads, into export/",
     "generate": "continue --prompt with the newest checkpoint, to standard output",
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
+    "inspect-tokenizer": "a grown tokenizer beside the one it grew from, into inspect-tokenizer/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
 RECIPE = ("curate", "tokenize", "import", "train", "eval", "report", "export")
@@ -98,7 +99,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Flags; the overrides `--config.a.b=value` are kept, in order, as `overrides`."""
     from core.errors import UserError, suggest
 
-    verbs = "\n".join(f"  {name:<12} {what}" for name, what in VERBS.items())
+    verbs = "\n".join(f"  {name:<17} {what}" for name, what in VERBS.items())
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,
         epilog=EXAMPLES.format(verbs=verbs),
@@ -311,6 +312,12 @@ class Experiment:
         from evals.inspect_data import inspect_data
 
         inspect_data(self.training, self.workdir)
+
+    def inspect_tokenizer(self) -> None:
+        """What growing the vocabulary did."""
+        from evals.inspect_tokenizer import inspect_tokenizer
+
+        inspect_tokenizer(self.parts["eval"], self.parts["tokenizer"], self.training, self.workdir)
 
     def generate(self) -> None:
         """Text, to standard output."""

@@ -16,7 +16,7 @@ import launch
 from data.document import read_documents
 from data.tokenize import CHAT_DATE, open_chat_template, open_split, open_tokenizer
 from evals import perplexity
-from evals.evaluate import _measure
+from evals.evaluate import token_measure
 from model.decode import Decoder
 from model.generate import generate
 from model.sample import Sampling
@@ -37,7 +37,7 @@ def main(config: str, workdir: Path) -> None:
     print("step\ttext\tchat\topens a thought: /think\t/no_think")
     for step in Checkpoints(workdir / "train" / "checkpoints").steps:
         params, _ = load_params(run, workdir, exactly=step)
-        nats = _measure(experiment.parts["eval"], run)(params, shards)
+        nats = token_measure(experiment.parts["eval"], run)(params, shards)
         bits = dict(perplexity.by_source(sources, shards.predicted_bytes, nats))
         prompts = [ids for ids, _ in asked]
         decoder = Decoder(run.model, params, run.row_length)

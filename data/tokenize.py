@@ -172,15 +172,22 @@ def _training_texts(workdir: Path) -> Iterator[str]:
             yield document.text
 
 
+def tokenizer_file(config: TokenizerConfig) -> Path:
+    """The file of a given tokenizer: where it is to grow the SentencePiece model, even beside a tokenizer.json."""
+    if not config.extend_to:
+        return find_file(config.path)
+    path = Path(config.path).expanduser()
+    path = path / MODEL if path.is_dir() else path
+    if path.suffix != ".model" or not path.is_file():
+        raise UserError(f"{config.path} has no {MODEL}; tokenizer.extend_to grows SentencePiece models only")
+    return path
+
+
 def _sources(config: TokenizerConfig) -> dict[str, Path]:
     """The files of a given tokenizer, and those beside a tokenizer.json that say what begins and ends a text."""
-    if config.extend_to:  # folders often hold the same tokenizer in both forms
-        path = Path(config.path).expanduser()
-        path = path / MODEL if path.is_dir() else path
-        if path.suffix != ".model" or not path.is_file():
-            raise UserError(f"{config.path} has no {MODEL}; tokenizer.extend_to grows SentencePiece models only")
+    path = tokenizer_file(config)
+    if config.extend_to:
         return {MODEL: path}
-    path = find_file(config.path)
     context = beside(path, CONTEXT) if path.suffix == ".json" else ()
     return own_files(path) | {file.name: file for file in context}
 

@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
 def quick_evaluation(config: EvalConfig, run: Run, workdir: Path) -> Callable[[Any], dict[str, float]]:
     """What the loop calls while training: bits per byte of the first held-out documents."""
     shards = open_split(workdir, "heldout")
-    measure = _measure(config, run, max_bytes=config.quick_bytes)
+    measure = token_measure(config, run, max_bytes=config.quick_bytes)
 
     def call(params: Any) -> dict[str, float]:
         nats = measure(params, shards)
@@ -111,7 +111,8 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
     ]
 
 
-def _measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
+def token_measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
+    """A function of parameters and token shards that gives the nats of every document."""
     compiled = jax.jit(functools.partial(next_token.token_nats, run.model))
 
     def token_nats(params: Any, batch: Any) -> Any:
@@ -124,7 +125,7 @@ def _measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any]
 
 def _heldout(config: EvalConfig, run: Run, workdir: Path, params: Any) -> dict[str, Any]:
     shards = open_split(workdir, "heldout")
-    nats = _measure(config, run, progress=True)(params, shards)
+    nats = token_measure(config, run, progress=True)(params, shards)
     sources = [shards.source(document) for document in range(len(shards))]
     predicted, sizes = int(shards.predicted.sum()), shards.predicted_bytes
     return {
