@@ -32,9 +32,7 @@ def inspect_tokenizer(config: EvalConfig, tokenizer: TokenizerConfig, run: Run, 
     tokenizer, and of the newest checkpoint with the grown one.
     """
     if not tokenizer.extend_to:
-        raise UserError(
-            "config tokenizer.extend_to is 0; inspect-tokenizer compares a tokenizer with the one it grew from"
-        )
+        raise UserError("config tokenizer.extend_to is 0; there is no tokenizer before and after to compare")
     documents = list(_heldout(workdir))
     texts: dict[str, list[str]] = {}
     for document in documents:

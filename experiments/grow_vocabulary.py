@@ -1,13 +1,13 @@
 """A larger vocabulary for a model that exists, then continued pretraining: the Atom recipe, at laptop size.
 
-    python launch.py --config=experiments/grow_vocabulary.py --workdir=runs/grown --config.data.path=DIR
-    python launch.py inspect-tokenizer --config=experiments/grow_vocabulary.py --workdir=runs/grown --config.data.path=DIR
+    python launch.py --config=experiments/grow_vocabulary.py --workdir=runs/grown
+    python launch.py inspect-tokenizer --config=experiments/grow_vocabulary.py --workdir=runs/grown
 
 Atom grew Llama 2 from 32,000 to 65,000 pieces for Chinese. Here the quickstart's 4,096 become 8,192 with pieces
-learned from the documents given; without `--config.data.path` from the quickstart's own text, where little is gained.
-Every old id keeps its meaning. A new one begins as the mean of the old pieces that it replaces
-(`--config.start.new_rows=mean` or `random` to compare). Bits per byte compare across vocabularies, loss per token does
-not.
+learned from the documents: its own text again, or a folder of another language by `--config.data.path=DIR` in both
+lines. Every old id keeps its meaning; a new one begins as the mean of the old pieces that it replaces
+(`--config.start.new_rows=mean` or `random` to compare). Bits per byte compare across vocabularies, loss per token
+does not.
 
 Expected time: 2 minutes on two CPU cores.
 """

@@ -29,6 +29,9 @@ from train.state import TrainState
 
 VERSION = 1
 FOLDER = "import"
+# What a config may make of an imported model; all else is as its folder says.
+CHANGEABLE = ("dtype", "remat", "init_std", "rope_theta", "rope_scaling", "vocab_size")
+EMPTY = "config start.folder is empty; name the Hugging Face folder to import"
 
 
 def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +42,8 @@ def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
     start = tree.get("start", {})
     folder = start.get("folder") if isinstance(start, Mapping) else None
     if not folder:
+        if not tree.get("model"):
+            raise UserError(EMPTY)
         return dict(tree)
     tokenizer = {"path": str(folder), **tree.get("tokenizer", {})}
     shape = dataclasses.asdict(read_config(Path(str(folder)).expanduser()))
@@ -51,9 +56,15 @@ def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
 def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
     """Makes `workdir/import` from `start.folder`."""
     if not start.folder:
-        raise UserError("config start.folder is empty; name the Hugging Face folder to import")
+        raise UserError(EMPTY)
     folder = Path(start.folder).expanduser()
     described = read_config(folder)
+    for field in dataclasses.fields(described):
+        asked, there = getattr(model, field.name), getattr(described, field.name)
+        if asked != there and field.name not in CHANGEABLE:
+            raise UserError(
+                f"config model.{field.name}={asked!r}, but the model of {folder} has {there!r}; leave the key out"
+            )
     files = weight_files(folder)
     spec = _spec(start, model) | {
         "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},
@@ -111,7 +122,7 @@ def _spec(start: StartConfig, model: ModelConfig) -> dict[str, Any]:
     own = dataclasses.asdict(start)
     del own["folder"]
     shape = dataclasses.asdict(model)
-    for name in ("dtype", "remat", "init_std", "rope_theta", "rope_scaling"):
+    for name in set(CHANGEABLE) - {"vocab_size"}:
         del shape[name]
     return {"version": VERSION, "start": own, "model": shape}
 
