@@ -30,8 +30,8 @@ format: $(VENV)/test ## puts the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-parity: $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
-	JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
+parity: $(VENV)/test $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
+	PYTHONPATH=tests JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
 	$(VENV)-parity/bin/python tests/parity/chat.py --check
 
 chaos: $(VENV)/test ## 240 kills and 1,500 corruptions of real runs (under an hour; goes on where it was stopped)

@@ -10,6 +10,7 @@ lines. Every old id keeps its meaning; a new one begins as the mean of the old p
 does not.
 
 Expected time: 2 minutes on two CPU cores.
+Expected result: fewer tokens a byte, and fewer bits per byte than the 1.536 that the quickstart ended with.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """What the docs tell people to type exists: make targets, verbs, flags, config keys and files."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,11 @@ from pathlib import Path
 import pytest
 
 import launch
+from core.config import load_experiment
 from lab import ROOT
+from model.config import ModelConfig
+from model.hf_config import to_hf
+from model.presets import preset
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -20,8 +25,23 @@ def commands(path: Path) -> list[str]:
     return lines + re.findall(r"`((?:make|python launch\.py|launch\.py) ?[^`]*)`", text)
 
 
+PUBLISHED = {"atom_32k": "llama-2-7b", "smollm3_128k": "smollm3-3b"}  # what configs start from; else the quickstart's
+
+
+def open_experiment(words: list[str], folder: Path) -> None:
+    """Checks a command's config; a model that it starts from is there with its config.json alone."""
+    arguments = launch.parse_arguments(words)
+    name = Path(arguments.config).stem
+    if "start" in load_experiment(Path(arguments.config), arguments.overrides):
+        model = preset(PUBLISHED[name]) if name in PUBLISHED else ModelConfig(4096, 4, 128, 4, 2, 32, 384)
+        described = to_hf(model, max_positions=256, bos=1, eos=2, dtype="float32")
+        (folder / "config.json").write_text(json.dumps(described))
+        arguments.overrides["start.folder"] = str(folder)
+    launch.open_experiment(arguments)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_commands_exist(path):
+def test_commands_exist(path, tmp_path):
     for line in commands(path):
         words = shlex.split(line.split(" #")[0])
         if words[0] == "make":
@@ -30,8 +50,7 @@ def test_commands_exist(path):
         elif "--help" in words:
             continue
         elif "launch.py" in words[:2]:
-            arguments = launch.parse_arguments(words[words.index("launch.py") + 1 :])
-            launch.open_experiment(arguments)
+            open_experiment(words[words.index("launch.py") + 1 :], tmp_path)
         elif words[1] not in ("-m", "-c"):
             assert (ROOT / words[1]).exists(), line
 
@@ -43,11 +62,11 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
-def test_every_config_of_the_folder_is_valid_and_a_lab_note():
+def test_every_config_of_the_folder_is_valid_and_a_lab_note(tmp_path):
     for path in sorted((ROOT / "experiments").glob("*.py")):
         if path.name == "__init__.py":
             continue
-        launch.open_experiment(launch.parse_arguments([f"--config={path}"]))
+        open_experiment([f"--config={path}"], tmp_path)
         text = path.read_text()
         for word in (f"python launch.py --config=experiments/{path.name}", "Expected time:", "Expected result:"):
             assert word in text, f"{path.name} does not say {word}"

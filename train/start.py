@@ -65,6 +65,9 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
             raise UserError(
                 f"config model.{field.name}={asked!r}, but the model of {folder} has {there!r}; leave the key out"
             )
+    if model.vocab_size < described.vocab_size:
+        rows = described.vocab_size
+        raise UserError(f"config model.vocab_size={model.vocab_size} is less than the {rows} rows of {folder}")
     files = weight_files(folder)
     spec = _spec(start, model) | {
         "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},

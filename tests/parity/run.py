@@ -19,12 +19,15 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from models import compared, weights
+from texts import compare_tokenizers, python_texts, row
 
+from data.tokenize import open_tokenizer
 from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder
@@ -35,6 +38,8 @@ from model.presets import PRESETS
 from model.safetensors_file import read_header, read_tensor, write
 from model.sample import Sampling
 from objectives import next_token
+from train.export import FOLDER
+from train.run import load_params
 
 LOGITS, HALF, GRADIENTS = 1e-4, 2e-2, 1e-3  # the bounds: absolute; relative in norm; relative to the largest
 LENGTHS = (1, 2, 17, 64, 127)
@@ -205,6 +210,25 @@ def compare_presets(python: str) -> bool:
     return good
 
 
+def trained_model(python: str, workdir: Path, experiment: Path) -> bool:
+    """The exported folder of a run: its logits there and ours of the checkpoint, and its tokenizer."""
+    import launch
+
+    run = launch.open_experiment(launch.parse_arguments([f"--config={experiment}", f"--workdir={workdir}"])).training
+    params, step = load_params(run, workdir)
+    rng, source = np.random.default_rng(0), str(workdir / FOLDER)
+    ids = [rng.integers(3, run.model.vocab_size, length).tolist() for length in LENGTHS]
+    texts = python_texts()
+    with tempfile.TemporaryDirectory() as folder:
+        questions = [{"task": "logits", "folder": source, "ids": ids}]
+        questions.append({"task": "tokens", "folder": source, "texts": texts})
+        answer, tokens = ask(python, Path(folder), questions)
+    worst = max(np.abs(our_logits(run.model, params, one) - answer[f"alone{i}"]).max() for i, one in enumerate(ids))
+    print(f"{workdir}, step {step}: logits differ by {worst:.1e} at most\n")
+    print("| tokenizer | token ids equal | texts equal | holds |\n|---|---|---|---|")
+    return row("its own", open_tokenizer(workdir), texts, tokens) and bool(worst < LOGITS)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", required=True, help="an interpreter with torch and transformers")
@@ -212,8 +236,12 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=Path("experiments/quickstart.py"))
     parser.add_argument("--write-golden", action="store_true", help="record the logits that tests compare with")
     arguments = parser.parse_args()
-    good = compare_models(arguments.peer_python, arguments.write_golden)
-    good &= compare_presets(arguments.peer_python)
+    python = arguments.peer_python
+    if arguments.workdir:
+        return not trained_model(python, arguments.workdir, arguments.config)
+    good = compare_models(python, arguments.write_golden)
+    good &= compare_presets(python)
+    good &= compare_tokenizers(functools.partial(ask, python))
     return not good
 
 
