@@ -120,17 +120,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", metavar="TEXT", help="generate: the text to continue; - reads standard input")
     parser.add_argument("--chat", action="store_true", help="generate: the prompt is a turn; without one, converse")
     parser.add_argument("--system", default="", metavar="TEXT", help="generate --chat: the system message")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", help="generate: at most (128; chat: all that fit)")
     parser.add_argument(
-        "--max-tokens", type=_count, metavar="N", help="generate: at most (128; an answer: all that fit)"
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="generate: end before it; repeatable"
+        "--stop", action="append", default=[], metavar="TEXT", help="generate: end before this text; repeatable"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="serve: where to listen (127.0.0.1)")
-    parser.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="serve: where to listen (8000; 0: any free)"
-    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="serve: where (8000; 0: any free)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="train: of process 0, where several train as one")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="train: how many these are")
     parser.add_argument("--process", type=int, default=0, metavar="I", help="train: which of them this is, 0 to N-1")

@@ -40,7 +40,7 @@ class Completer:
         """Ids of a text to continue, where names of special tokens are ordinary text."""
         return self.tokenizer.prompt(text)
 
-    def chat_prompt(self, messages: Messages, **variables: Any) -> list[int]:
+    def chat_prompt(self, messages: Messages, /, **variables: Any) -> list[int]:
         """Ids of a conversation up to where the assistant answers; the variables go to the template."""
         text = self._require_template().render(messages, add_generation_prompt=True, **variables)
         return self.tokenizer.encode(text, special=True)

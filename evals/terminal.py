@@ -35,8 +35,8 @@ def write(
 ) -> None:
     """Writes a prompt and its continuation as it comes; of a `chat` the answer alone.
 
-    The prompt `-` is read from standard input. Without one, text begins from nothing, and a chat reads turn after turn
-    from the terminal or, where there is none, its only one from standard input.
+    The prompt `-` is read from standard input. Without one, text begins from nothing, and a chat reads turn after
+    turn from the terminal or, where there is none, its only one from standard input.
     """
     if system and not chat:
         raise UserError("--system is the system message of a conversation; it needs --chat")

@@ -2,12 +2,13 @@
 
 import re
 import time
+from typing import ClassVar
 
 import numpy as np
 
 from core.errors import UserError
 from data.chat import ChatTemplate, default_source
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, require_unicode
 from evals.complete import Completer
 
 CONTEXT = 600
@@ -17,11 +18,12 @@ class ByteTokens(Tokenizer):
     """A token a byte, and three special ones."""
 
     kind, vocab_size, begin, eos, stop_ids = "bpe", 259, (), 256, (256,)
-    special_tokens = {"</s>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
+    special_tokens: ClassVar = {"</s>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
     fingerprint = "bytes"
-    token_bytes = [*(bytes([i]) for i in range(256)), *map(str.encode, special_tokens)]
+    token_bytes: ClassVar = [*(bytes([i]) for i in range(256)), *map(str.encode, special_tokens)]
 
     def encode(self, text, special=False):
+        require_unicode(text)
         parts = re.split(f"({self._special_names.pattern})", text) if special else [text]
         known = self.special_tokens if special else {}
         return [i for part in parts for i in ([known[part]] if part in known else part.encode())]
@@ -48,7 +50,7 @@ class Script:
         self.lengths, self.prompts = np.array(list(map(len, prompts))), prompts
         return self._logits(self.lengths), []
 
-    def step(self, caches, tokens, positions):
+    def step(self, _caches, _tokens, positions):
         time.sleep(self.pause)
         self.steps += 1
         return self._logits(positions + 1)

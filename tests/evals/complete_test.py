@@ -105,6 +105,6 @@ def test_an_end_of_turn_that_is_no_token_is_a_stop_string():
 def test_a_space_at_the_beginning_is_kept_after_a_prompt():
     """Families that put a space before each text take it off again: at the beginning of the text alone."""
     made = completer(" b</s>")
-    made.tokenizer.stream = lambda special=False: TextStream(made.tokenizer.token_bytes, 1)
+    made.tokenizer.stream = lambda _: TextStream(made.tokenizer.token_bytes, 1)
     assert run(made, [list(b" a")])[0][0][0] == " b"
     assert run(made, [[]])[0][0][0] == "b"
