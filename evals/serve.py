@@ -66,7 +66,7 @@ def warm_up(completer: Completer, sampling: Sampling) -> None:
     """Compiles the lengths to which prompts are padded, and a step."""
     most = min(WARM_TOKENS, completer.decoder.context)
     lengths = [16 << i for i in range(most.bit_length()) if 16 << i < most] + [most]
-    for length in track(lengths, "serve: compiles", len(lengths)):
+    for length in track(lengths, "serve: prompt lengths compiled", len(lengths)):
         for _ in completer.complete([[0] * length], max_tokens=2, sampling=sampling):
             pass
 

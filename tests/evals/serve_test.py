@@ -2,7 +2,11 @@
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -12,7 +16,9 @@ import openai
 import pytest
 
 from completer_lab import CONTEXT, completer
+from core.errors import UserError
 from evals import serve
+from lab import ROOT, launch, smoke
 from model.sample import Sampling
 
 pytest.importorskip("jinja2")
@@ -180,9 +186,7 @@ def test_conversations_that_cannot_be(port, body, field, message):
 
 def test_fields_that_ask_for_nothing_are_taken(client):
     neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me", "logprobs": None}
-    assert (
-        client.completions.create(model="tiny", prompt="a", max_tokens=1, seed=-5, **neutral).choices[0].text == "H"
-    )
+    assert client.completions.create(model="tiny", prompt="a", max_tokens=1, **neutral).choices[0].text == "H"
 
 
 def test_routes_methods_hosts_and_sizes(port):
@@ -277,3 +281,42 @@ def test_a_body_that_does_not_come_is_not_waited_for(start, monkeypatch):
     connection.putheader("Content-Length", "100")
     connection.endheaders(b"{")
     assert connection.getresponse().status == 408
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_verb_serves_until_a_signal(finished, corpus, number):
+    """A trained model in a process of its own, which ends with 128 + the signal's number while a client listens."""
+    flags = [*smoke(finished, corpus), "--port=0", "--config.eval.context=4000"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "launch.py", "serve", *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = iter(process.stderr.readline, "")
+    port = next(int(found[1]) for line in said if (found := re.search(r"run at http://127.0.0.1:(\d+)/v1", line)))
+    assert post(port, {"prompt": "the model", "max_tokens": 4, "seed": 1})[1]["usage"]["completion_tokens"] == 4
+    reply = open_stream(port, body={"prompt": "a", "max_tokens": 4000, "stream": True}).getresponse()
+    assert reply.status == 200
+    reply.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + number, ""), err
+    assert "Traceback" not in err
+    assert f"stopped by {number.name}" in err
+
+
+def test_a_port_that_is_taken_and_one_that_cannot_be(finished, corpus):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = launch("serve", *smoke(finished, corpus), f"--port={taken.getsockname()[1]}")
+    assert (result.returncode, "Address already in use" in result.stderr) == (2, True), result.stderr
+    with pytest.raises(UserError, match="--port=99999"):
+        serve._bound("127.0.0.1", 99999)
+    with pytest.raises(UserError, match=r"--host=no\.such\.invalid"):
+        serve._bound("no.such.invalid", 0)
+
+
+def test_a_missing_package_is_named():
+    code = "import sys; sys.modules['uvicorn'] = None; import evals.serve"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "UserError: serve needs the package uvicorn; install it with `pip install -e .[serve]`" in result.stderr
