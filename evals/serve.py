@@ -40,7 +40,7 @@ MAX_BODY = 4 << 20  # bytes
 MAX_WAITING = 16  # requests in line
 MAX_CONNECTIONS = 64
 PATIENCE = 30.0  # seconds for a client to send a body, and to take each piece of a reply
-GRACE = 5.0  # seconds that requests under way have when the server is told to end
+GRACE = 3.0  # seconds that requests under way have when the server is told to end
 WARM_TOKENS = 512  # longer prompts compile when they come
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -253,6 +253,8 @@ def make_server(service: Service, host: str, port: int) -> Server:
     example = f"curl {address}/v1/completions -H 'Content-Type: application/json' -d '{{\"prompt\": \"def main(\"}}'"
 
     def ready() -> None:
+        if host not in LOOPBACK:
+            say("serve: whoever reaches this machine may use the model; there are no keys and no encryption")
         say(f"serve: {service.name} at {address}/v1 (Ctrl-C ends it); try\n  {example}")
 
     config = uvicorn.Config(
@@ -264,12 +266,14 @@ def make_server(service: Service, host: str, port: int) -> Server:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that has the address but does not listen yet, so that a taken port is told before a model is read."""
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port={port} must be from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot listen at {host}, port {port} ({reason}); choose others with --host and --port"

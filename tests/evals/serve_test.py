@@ -283,16 +283,31 @@ def test_a_body_that_does_not_come_is_not_waited_for(start, monkeypatch):
     assert connection.getresponse().status == 408
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_bug_is_told_and_the_next_request_served(start, monkeypatch):
+    service, port = start("x")
+    with monkeypatch.context() as broken:
+        broken.setattr(service.completer.decoder, "step", lambda *_: 1 // 0)
+        status, reply = post(port, {"prompt": "a"})
+        assert (status, reply["error"]["type"]) == (500, "server_error")
+        assert "ZeroDivisionError" in reply["error"]["message"]
+    steps = service.completer.decoder.step
+    with monkeypatch.context() as broken:  # in the middle of a stream: it breaks off, and no end is claimed
+        broken.setattr(
+            service.completer.decoder, "step", lambda *a: steps(*a) if service.completer.decoder.steps < 5 else 1 // 0
+        )
+        reply = open_stream(port).getresponse()
+        with pytest.raises(http.client.IncompleteRead) as seen:
+            reply.read()
+        assert b"[DONE]" not in seen.value.partial
+    assert post(port, {"prompt": "a"})[0] == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_verb_serves_until_a_signal(finished, corpus, number):
     """A trained model in a process of its own, which ends with 128 + the signal's number while a client listens."""
     flags = [*smoke(finished, corpus), "--port=0", "--config.eval.context=4000"]
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "launch.py", "serve", *flags],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "launch.py", "serve", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     said = iter(process.stderr.readline, "")
     port = next(int(found[1]) for line in said if (found := re.search(r"run at http://127.0.0.1:(\d+)/v1", line)))
     assert post(port, {"prompt": "the model", "max_tokens": 4, "seed": 1})[1]["usage"]["completion_tokens"] == 4
@@ -312,7 +327,7 @@ def test_a_port_that_is_taken_and_one_that_cannot_be(finished, corpus):
     assert (result.returncode, "Address already in use" in result.stderr) == (2, True), result.stderr
     with pytest.raises(UserError, match="--port=99999"):
         serve._bound("127.0.0.1", 99999)
-    with pytest.raises(UserError, match=r"--host=no\.such\.invalid"):
+    with pytest.raises(UserError, match=r"cannot listen at no\.such\.invalid"):
         serve._bound("no.such.invalid", 0)
 
 
