@@ -24,7 +24,8 @@ VERBS = {
     "eval": "held-out bits per byte beside zlib and xz, and samples, into eval/",
     "report": "report.html and loss.png, into report/",
     "export": "a folder that Hugging Face transformers loads, into export/",
-    "generate": "continue --prompt with the newest checkpoint, to standard output",
+    "generate": "continue --prompt with the newest checkpoint, or --chat with it, to standard output",
+    "serve": "the newest checkpoint as an OpenAI-compatible endpoint on this machine",
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
     "inspect-tokenizer": "a grown tokenizer beside the one it grew from, into inspect-tokenizer/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
@@ -67,7 +68,9 @@ examples:
   python launch.py train
       one stage alone; those before it must be finished
   python launch.py generate --workdir=runs/quickstart --prompt="def main(" --max-tokens=200
-      text from the newest checkpoint
+      text from the newest checkpoint; --chat converses with it
+  python launch.py serve --workdir=runs/quickstart
+      the same over HTTP, for clients of OpenAI's API
   python launch.py inspect-data --config=experiments/stages.py
       mixture, shuffle, padding and epochs of a run, as a page, before it begins
   python launch.py explain --workdir=runs/quickstart --step=1000
@@ -118,9 +121,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--skip", type=_steps, metavar="A:B", help="train: go back before step A, leave out the data of steps A to B"
     )
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="generate: the text to continue")
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="generate: how many (128)")
+    parser.add_argument("--prompt", metavar="TEXT", help="generate: the text to continue; - reads standard input")
+    parser.add_argument("--chat", action="store_true", help="generate: the prompt is a turn; without one, converse")
+    parser.add_argument("--system", default="", metavar="TEXT", help="generate --chat: the system message")
+    parser.add_argument("--max-tokens", type=_count, metavar="N", help="generate: at most (128; chat: all that fit)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="generate: end before this text; repeatable"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
+    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="serve: where to listen (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="serve: where (8000; 0: any free)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="train: of process 0, where several train as one")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="train: how many these are")
     parser.add_argument("--process", type=int, default=0, metavar="I", help="train: which of them this is, 0 to N-1")
@@ -150,6 +160,13 @@ def _steps(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers 1 <= A <= B")
     return int(first), int(last)
+
+
+def _count(text: str) -> int:
+    """A positive whole number."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -321,10 +338,17 @@ class Experiment:
 
     def generate(self) -> None:
         """Text, to standard output."""
-        from evals.evaluate import print_generated
+        from evals.terminal import write
 
-        given = self.arguments
-        print_generated(self.parts["eval"], self.training, self.workdir, given.prompt, given.max_tokens, given.seed)
+        names = ("prompt", "chat", "system", "max_tokens", "seed")
+        given = {name: getattr(self.arguments, name) for name in names}
+        write(self.parts["eval"], self.training, self.workdir, stop=tuple(self.arguments.stop), **given)
+
+    def serve(self) -> None:
+        """Text, over HTTP."""
+        from evals.serve import serve
+
+        serve(self.parts["eval"], self.training, self.workdir, host=self.arguments.host, port=self.arguments.port)
 
 
 def with_huge_pages() -> None:

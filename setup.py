@@ -37,10 +37,12 @@ NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 
 HF = ["tokenizers>=0.22"]
 CHAT = ["jinja2>=3.1.6"]  # older ones have known ways out of the sandbox
+SERVE = ["starlette>=1.0", "uvicorn>=0.40", *CHAT]
 
 EXTRAS = {
     "hf": HF,  # the tokenizer.json of models that exist
     "chat": CHAT,  # chat templates
+    "serve": SERVE,  # the HTTP endpoint
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
@@ -51,7 +53,8 @@ EXTRAS = {
         "ruff>=0.14",
         *HF,
         *NOTEBOOK,
-        *CHAT,
+        *SERVE,
+        "openai>=2",  # the client that talks to what is served
         "safetensors>=0.8",  # reads what we write, and the other way around
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.
         "libtpu>=0.0.42; sys_platform == 'linux' and platform_machine == 'x86_64'",

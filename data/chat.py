@@ -56,14 +56,14 @@ class ChatTemplate:
         """The same on a fixed day, so that its texts are the same on every day."""
         return ChatTemplate(self.source, bos=self.bos, eos=self.eos, name=self.name, date=date)
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False, **variables: Any) -> str:
+    def render(self, messages: Messages, /, *, add_generation_prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation, up to where the assistant answers with `add_generation_prompt`.
 
         Raises UserError where the template refuses the messages, says nothing of one, fails, or takes too long.
         """
         return self._ask(messages, variables, spans=False, prompt=add_generation_prompt)["text"]
 
-    def render_with_spans(self, messages: Messages, **variables: Any) -> tuple[str, list[tuple[int, int]]]:
+    def render_with_spans(self, messages: Messages, /, **variables: Any) -> tuple[str, list[tuple[int, int]]]:
         """The text, and begin and end of what the assistant said in it, end-of-turn tokens included.
 
         By the template's `{% generation %}` blocks or, without such, by what each turn of the assistant adds.

@@ -1,9 +1,8 @@
-"""The eval stage and the generate verb: bits per byte, baselines and samples of the newest checkpoint."""
+"""The eval stage: bits per byte, baselines and samples of the newest checkpoint."""
 
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,20 +70,6 @@ def quick_evaluation(config: EvalConfig, run: Run, workdir: Path) -> Callable[[A
         }
 
     return call
-
-
-def print_generated(config: EvalConfig, run: Run, workdir: Path, prompt: str, max_tokens: int, seed: int) -> None:
-    """Writes the prompt and its continuation to standard output as it comes."""
-    params, _ = load_params(run, workdir)
-    tokenizer = open_tokenizer(workdir)
-    ids, stream = tokenizer.prompt(prompt), tokenizer.stream()
-    decoder = Decoder(run.model, params, config.context or run.row_length)
-    settings = {"sampling": config.sampling, "stop_ids": tokenizer.stop_ids, "seed": seed}
-    sys.stdout.write("".join(map(stream.push, ids)))
-    for (token,) in generate(decoder, [ids], max_tokens=max_tokens, **settings):
-        sys.stdout.write(stream.push(token))
-        sys.stdout.flush()
-    sys.stdout.write(stream.flush() + "\n")
 
 
 def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[dict[str, Any]]:

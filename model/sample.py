@@ -29,8 +29,10 @@ def sample(logits_BV: jax.Array, sampling: Sampling, seed: int, number: int) -> 
     """Token `number` of every row. A row's draw depends on seed, number and row, not on how many rows there are."""
     if sampling.temperature == 0:
         return _greedy(logits_BV)
-    cuts = (min(sampling.top_k, logits_BV.shape[1]), sampling.top_p < 1)
-    return _draw(logits_BV, sampling.temperature, sampling.top_p, sampling.min_p, seed, number, *cuts)
+    V = logits_BV.shape[1]
+    most = min(1 << (sampling.top_k - 1).bit_length(), V) if sampling.top_k else 0  # so that few sizes are compiled
+    cuts = (min(sampling.top_k, V), sampling.top_p, sampling.min_p)
+    return _draw(logits_BV, sampling.temperature, *cuts, seed, number, most, sampling.top_p < 1)
 
 
 @jax.jit
@@ -38,12 +40,14 @@ def _greedy(logits_BV):
     return jnp.argmax(logits_BV, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("top_k", "nucleus"))
-def _draw(logits_BV, temperature, top_p, min_p, seed, number, top_k, nucleus):
+@functools.partial(jax.jit, static_argnames=("most", "nucleus"))
+def _draw(logits_BV, temperature, top_k, top_p, min_p, seed, number, most, nucleus):
     """Sorting costs more than all the rest, so it is done only where a cut needs it."""
     ids_BC, logits_BC = None, logits_BV / temperature
-    if top_k or nucleus:
-        logits_BC, ids_BC = jax.lax.top_k(logits_BC, top_k or logits_BV.shape[1])  # sorted
+    if most or nucleus:
+        logits_BC, ids_BC = jax.lax.top_k(logits_BC, most or logits_BV.shape[1])  # sorted
+    if most:
+        logits_BC = jnp.where(jnp.arange(most) < top_k, logits_BC, -jnp.inf)
     if nucleus:
         probs_BC = jax.nn.softmax(logits_BC, axis=-1)
         before_BC = jnp.cumsum(probs_BC, axis=-1) - probs_BC

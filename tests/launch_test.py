@@ -29,6 +29,7 @@ def test_help_explains_verbs_and_exit_codes():
         "train",
         "eval",
         "generate",
+        "serve",
         "report",
         "export",
         "143",
@@ -71,6 +72,12 @@ def test_stages_run_alone_and_text_goes_to_standard_output(finished, corpus):
     assert again.stdout == result.stdout
 
 
+def test_text_that_cannot_be_made_is_one_line(finished, corpus):
+    refused(launch("generate", *smoke(finished, corpus), f"--prompt={'row ' * 99}"), "raise eval.context")
+    refused(launch("generate", *smoke(finished, corpus), "--system=x"), "it needs --chat")
+    refused(launch("generate", *smoke(finished, corpus), "--stop="), "a stop string is empty")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,7 +94,7 @@ def test_stages_run_alone_and_text_goes_to_standard_output(finished, corpus):
         (["--config=nowhere.py"], "--config=nowhere.py does not exist"),
         (["--config.data.path=/nowhere"], "data.path=/nowhere does not exist"),
         (["train"], "curated is not finished; run `launch.py curate`"),
-        (["generate", "--max-tokens=x"], "--max-tokens: invalid int value"),
+        (["generate", "--max-tokens=x"], "--max-tokens: 'x' is not a whole number above 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):

@@ -7,7 +7,7 @@ from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder
 from model.generate import generate
-from model.sample import Sampling, sample
+from model.sample import Sampling, _draw, sample
 
 CONFIG = ModelConfig(
     vocab_size=32, num_layers=4, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.5,
@@ -80,6 +80,15 @@ def test_sampling_is_a_function_of_the_seed_and_the_row(decoder):
     assert first == again
     assert first != other
     assert run(decoder, [[1], [5]], sampling=Sampling(1.0))[0] == first[0]
+
+
+def test_few_cuts_are_compiled():
+    """Whoever asks for every top_k in turn, as a client may, does not have each compiled."""
+    logits = jnp.zeros((1, 32))
+    before = _draw._cache_size()
+    for top_k in range(1, 100):
+        sample(logits, Sampling(1.0, top_k=top_k, min_p=0.01), 0, 0)
+    assert _draw._cache_size() - before <= 6
 
 
 @pytest.mark.parametrize("cut", [Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(2.0, min_p=1.0)])
