@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +29,7 @@ class Family(NamedTuple):
 _BIASES = frozenset({"attention_bias", "mlp_bias"})
 _WINDOW = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _NO_ROPE = frozenset({"no_rope_layers", "no_rope_layer_interval"})
-_GEMMA = {
-    "feed_forward": "geglu",
-    "norm_position": "pre_post",
-    "norm_plus_one": True,
-}
+_GEMMA = {"feed_forward": "geglu", "norm_position": "pre_post", "norm_plus_one": True}
 _SOFT_CAPS = {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 
 # In the order in which an export tries them.
@@ -72,6 +69,13 @@ ONLY = {
     "use_mrope": False,
 }
 
+THEIR_NAMES = {
+    "num_layers": "num_hidden_layers", "d_model": "hidden_size", "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads", "d_ff": "intermediate_size", "norm_epsilon": "rms_norm_eps",
+    "init_std": "initializer_range", "attention_soft_cap": "attn_logit_softcapping",
+    "final_soft_cap": "final_logit_softcapping",
+}  # fmt: skip
+
 
 def read_config(folder: Path) -> ModelConfig:
     """The shape that a folder's `config.json` describes."""
@@ -110,7 +114,8 @@ def from_hf(described: Mapping[str, Any], where: Path) -> ModelConfig:
     try:
         return ModelConfig(**_fields(_Reader(described, where), kind, family))
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        theirs = re.sub(r"\w+(?==)", lambda name: THEIR_NAMES.get(name[0], name[0]), str(error))
+        raise UserError(f"{where}: {theirs}") from None
 
 
 class _Reader(NamedTuple):

@@ -179,7 +179,7 @@ def test_rope_makes_logits_depend_on_distance_only():
 
 def test_layers_without_rope_ignore_positions():
     config = dataclasses.replace(CONFIG, no_rope_every=1)
-    params = transformer.init(config, 0)
+    params = random_params(config)
     tokens, segments, positions = inputs()
     one = apply(config, params, tokens, segments, positions).hidden_BTD
     other = apply(config, params, tokens, segments, positions * 7 + 3).hidden_BTD
