@@ -112,7 +112,7 @@ def coerce(hint: Any, value: Any, path: str) -> Any:
         return {key: coerce(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if hint is Any or (isinstance(hint, type) and type(value) is hint):
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**1000:  # beyond that there is no float
         return float(value)
     raise UserError(f"config {path}={value!r} must be {describe(hint)}")
 

@@ -42,6 +42,8 @@ class Explained(NamedTuple):
     exit_code: int
 
 
+MAX_LINE = 2000  # characters of a message
+
 # What the operating system refuses and the user can mend.
 DISK = {
     errno.ENOSPC: "no space is left on the disk",
@@ -69,9 +71,17 @@ def explain(error: BaseException) -> Explained | None:
     while cause is not None:
         line = str(cause) if isinstance(cause, UserError) else _explain_disk(cause)
         if line is not None:
-            return Explained(" ".join(line.split()), 2)
+            return Explained(_one_line(line), 2)
         cause = cause.__cause__
     return None
+
+
+def _one_line(text: str) -> str:
+    """Names and values from files of strangers may be long, or move the cursor of a terminal."""
+    words = " ".join(text.split())
+    if len(words) > MAX_LINE:
+        words = f"{words[: MAX_LINE // 2]} ... {words[-MAX_LINE // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def _explain_disk(error: BaseException) -> str | None:

@@ -1,9 +1,18 @@
 """The shape of a transformer, with its parameter and FLOP counts."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from core.config import require
+
+MAX_LAYERS = 10_000  # some work is done layer by layer, so a config from elsewhere must not say a billion
+
+
+def _require_finite(config: Any) -> None:
+    """NaN fails no comparison that would refuse it, and JSON can say Infinity."""
+    for name, value in vars(config).items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{name}={value} must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class RopeScaling:
     attention_factor: float | None = None  # yarn: on cosine and sine; None is 0.1 ln(factor) + 1
 
     def __post_init__(self):
+        _require_finite(self)
         for name in ("factor", "ntk_factor"):
             require(getattr(self, name) >= 1, f"rope_scaling: {name}={getattr(self, name)} must be 1 or more")
         if self.kind == "none":
@@ -94,6 +104,7 @@ class ModelConfig:
     remat: Literal["none", "full", "dots", "dots_without_batch"] = "none"
 
     def __post_init__(self):
+        _require_finite(self)
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         require(
@@ -108,8 +119,11 @@ class ModelConfig:
         for name in ("no_rope_every", "sliding_window", "global_every"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(not self.global_every or self.sliding_window > 0, "global_every needs a sliding_window")
-        for name in ("rope_theta", "norm_epsilon"):
+        require(self.num_layers <= MAX_LAYERS, f"num_layers={self.num_layers} is above {MAX_LAYERS}")
+        require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be above 1")
+        for name in ("norm_epsilon", "embedding_scale"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        require(self.init_std >= 0, f"init_std={self.init_std} must be 0 or more")
         for name in ("attention_scale", "attention_soft_cap", "final_soft_cap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be positive; None leaves it out")

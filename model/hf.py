@@ -17,11 +17,12 @@ from core.progress import track
 from model import transformer
 from model.config import ModelConfig
 from model.hf_config import read_json_object, to_hf
-from model.safetensors_file import Place, read_header, read_tensor, write
+from model.safetensors_file import Place, read_header, read_rows, read_tensor, write
 from model.transformer import Params
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+MAX_INDEX_BYTES = 64 << 20  # 100 bytes a tensor
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WITHOUT_EFFECT = ("rotary_emb.inv_freq",)  # a table that old Llama files hold and everybody computes
@@ -107,20 +108,24 @@ def read_params(folder: Path, config: ModelConfig, place: Callable[[np.ndarray],
     for tensor in tensors(config):
         leaves.setdefault(tensor.path, []).append(tensor)
     _check(folder, config, places)
-    params: Params = {}
+    params, abstract = {}, transformer.abstract(config)
     for path, parts in track(leaves.items(), "import", len(leaves)):
-        shape = _leaf(transformer.abstract(config), path).shape
-        leaf = np.empty(shape, np.float32)
-        for tensor in parts:
-            found = read_tensor(places[tensor.name])
-            own = leaf if tensor.layer is None else leaf[tensor.layer]
-            own[...] = tensor.ours(found, own.shape)
         group = params
         for name in path[:-1]:
             group = group.setdefault(name, {})
-        group[path[-1]] = place(leaf)
-        del leaf, own, found
+        group[path[-1]] = place(_read_leaf(places, parts, _leaf(abstract, path).shape))
     return params
+
+
+def _read_leaf(places: dict[str, Place], parts: list[Tensor], shape: tuple[int, ...]) -> np.ndarray:
+    """One of our arrays, of one tensor or of a tensor a layer, in float32."""
+    if parts[0].layer is None:
+        found = read_tensor(places[parts[0].name])
+        return np.ascontiguousarray(parts[0].ours(found, shape), np.float32)  # not a second copy where it is float32
+    leaf = np.empty(shape, np.float32)
+    for tensor in parts:
+        leaf[tensor.layer] = tensor.ours(read_tensor(places[tensor.name]), shape[1:])
+    return leaf
 
 
 def _leaf(params: Params, path: tuple[str, ...]) -> Any:
@@ -131,20 +136,12 @@ def _leaf(params: Params, path: tuple[str, ...]) -> Any:
 
 def _find(folder: Path) -> dict[str, Place]:
     """Where every tensor of a folder lies."""
-    if (folder / INDEX).is_file():
-        index = read_json_object(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise UserError(f"{folder / INDEX}: weight_map is missing or damaged")
-        headers = {}
-        for name in sorted(set(index.values())):
-            if Path(name).name != name or name in (".", ".."):
-                raise UserError(f"{folder / INDEX} names {name!r}, which is not a file of this folder")
-            headers[name] = read_header(folder / name)
-        for tensor, name in index.items():
-            if tensor not in headers[name]:
-                raise UserError(f"{folder / name} lacks tensor {tensor}, which {INDEX} says it holds")
-        return {tensor: headers[name][tensor] for tensor, name in index.items()}
-    if (folder / SINGLE).is_file():
+    has_index, has_single = (folder / INDEX).is_file(), (folder / SINGLE).is_file()
+    if has_index and has_single:
+        raise UserError(f"{folder} holds both {SINGLE} and {INDEX}; remove the one that is out of date")
+    if has_index:
+        return _find_by_index(folder)
+    if has_single:
         return read_header(folder / SINGLE)
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
@@ -153,6 +150,25 @@ def _find(folder: Path) -> dict[str, Place]:
             "convert them to safetensors where they come from"
         )
     raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+
+
+def _find_by_index(folder: Path) -> dict[str, Place]:
+    """The same for several files, which must hold what the index says and nothing else."""
+    index = read_json_object(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise UserError(f"{folder / INDEX}: weight_map is missing or damaged")
+    places: dict[str, Place] = {}
+    for name in sorted(set(index.values())):
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"{folder / INDEX} names {name!r}, which is not a file of this folder")
+        for tensor, place in read_header(folder / name).items():
+            if index.get(tensor) != name:
+                raise UserError(f"{folder / name} holds tensor {tensor}, which {INDEX} does not say")
+            places[tensor] = place
+    for tensor, name in index.items():
+        if tensor not in places:
+            raise UserError(f"{folder / name} lacks tensor {tensor}, which {INDEX} says it holds")
+    return places
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -182,7 +198,11 @@ def _check(folder: Path, config: ModelConfig, places: dict[str, Place]) -> None:
 
 
 def _equal(one: Place, other: Place) -> bool:
-    return one.shape == other.shape and np.array_equal(read_tensor(one), read_tensor(other))
+    """Whether two tensors of two axes hold the same numbers, read a block of rows at a time."""
+    if one.shape != other.shape:
+        return False
+    blocks = zip(read_rows(one), read_rows(other))
+    return all(np.array_equal(*pair) for pair in blocks)
 
 
 def _more(names: list[str]) -> str:

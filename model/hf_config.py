@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.config import coerce
 from core.errors import UserError, suggest
-from model.config import ModelConfig, RopeScaling
+from model.config import MAX_LAYERS, ModelConfig, RopeScaling
 
-MAX_BYTES = 1 << 20  # real ones are 1 to 4 kB
+MAX_BYTES = 1 << 20  # of config.json; real ones are 1 to 4 kB
 
 
 class Family(NamedTuple):
@@ -22,16 +23,13 @@ class Family(NamedTuple):
     tied: bool = False
     theta: float = 10_000.0
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    activation: str = "silu"
 
 
 _BIASES = frozenset({"attention_bias", "mlp_bias"})
 _WINDOW = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
 _NO_ROPE = frozenset({"no_rope_layers", "no_rope_layer_interval"})
-_GEMMA = {
-    "feed_forward": "geglu",
-    "norm_position": "pre_post",
-    "norm_plus_one": True,
-}
+_GEMMA = {"feed_forward": "geglu", "norm_position": "pre_post", "norm_plus_one": True}
 _SOFT_CAPS = {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 
 # In the order in which an export tries them.
@@ -47,6 +45,7 @@ FAMILIES = {
         frozenset({"attention_bias", "sliding_window", "layer_types", "use_bidirectional_attention", *_SOFT_CAPS}),
         tied=True,
         head_dim=256,
+        activation="gelu_pytorch_tanh",
     ),
 }
 
@@ -61,25 +60,34 @@ WITHOUT_EFFECT = frozenset(
     dtype eos_token_id is_llama_config max_position_embeddings model_type pad_token_id pretraining_tp torch_dtype
     transformers.js_config transformers_version unk_token_id use_cache""".split()
 )
+WITHOUT_EFFECT_ON_ROPE = (("partial_rotary_factor", 1), ("truncate", True))
 # Keys that transformers knows and Quintet does not, by the one value at which they do nothing.
 ONLY = {
     "rope_interleaved": False,
     "partial_rotary_factor": 1.0,
-    "use_bidirectional_attention": None,
+    "use_bidirectional_attention": False,
+    "use_mrope": False,
 }
+
+THEIR_NAMES = {
+    "num_layers": "num_hidden_layers", "d_model": "hidden_size", "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads", "d_ff": "intermediate_size", "norm_epsilon": "rms_norm_eps",
+    "init_std": "initializer_range", "attention_soft_cap": "attn_logit_softcapping",
+    "final_soft_cap": "final_logit_softcapping",
+}  # fmt: skip
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The shape that a folder's `config.json` describes."""
-    return from_hf(read_json_object(folder / "config.json"), folder / "config.json")
+    return from_hf(read_json_object(folder / "config.json", MAX_BYTES), folder / "config.json")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """A JSON file of bounded size that holds an object."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; a Hugging Face model is a folder with config.json and safetensors")
-    if path.stat().st_size > MAX_BYTES * 64:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; this is no model's")
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; no model's has more than {max_bytes:,}")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -92,7 +100,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def from_hf(described: Mapping[str, Any], where: Path) -> ModelConfig:
     """The ModelConfig of a `config.json`; `where` is for messages. Unknown families, keys and values are refused."""
     kind = described.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         near = suggest(str(kind), FAMILIES)
         raise UserError(f"{where}: model_type {kind!r} is not a family that Quintet computes{near}")
     family = FAMILIES[kind]
@@ -106,7 +114,8 @@ def from_hf(described: Mapping[str, Any], where: Path) -> ModelConfig:
     try:
         return ModelConfig(**_fields(_Reader(described, where), kind, family))
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        theirs = re.sub(r"\w+(?==)", lambda name: THEIR_NAMES.get(name[0], name[0]), str(error))
+        raise UserError(f"{where}: {theirs}") from None
 
 
 class _Reader(NamedTuple):
@@ -132,6 +141,8 @@ def _fields(read: _Reader, kind: str, family: Family) -> dict[str, Any]:
     """The fields of ModelConfig."""
     D, N = read.get("hidden_size", int), read.get("num_attention_heads", int)
     L = read.get("num_hidden_layers", int)
+    if L > MAX_LAYERS:
+        raise UserError(f"{read.where}: num_hidden_layers={L} is above {MAX_LAYERS}")
     fields: dict[str, Any] = {
         "vocab_size": read.get("vocab_size", int),
         "num_layers": L,
@@ -153,57 +164,74 @@ def _fields(read: _Reader, kind: str, family: Family) -> dict[str, Any]:
         fields["feed_forward_bias"] = read.get("mlp_bias", bool, False)
     if kind == "smollm3":
         fields["no_rope_every"] = _no_rope_every(read, L)
-    act = read.get("hidden_activation", str, read.get("hidden_act", str, ""))
-    expected = {"geglu": ("gelu_pytorch_tanh", "")}.get(fields.get("feed_forward", ""), ("silu", ""))
-    if act not in expected:
-        raise UserError(f"{read.where}: hidden_act {act!r} is not supported in a {kind} model; {expected[0]!r} is")
+    for key in ("hidden_act", "hidden_activation"):
+        act = read.get(key, str, family.activation)
+        if act != family.activation:
+            raise UserError(
+                f"{read.where}: {key} {act!r} is not supported in a {kind} model; {family.activation!r} is"
+            )
     if kind == "gemma2":
+        scalar = read.get("query_pre_attn_scalar", float, 256.0)
+        if scalar <= 0:
+            raise UserError(f"{read.where}: query_pre_attn_scalar={scalar} must be positive")
         fields |= {
-            "embedding_scale": D**0.5,
-            "attention_scale": _scale(read.get("query_pre_attn_scalar", float, 256.0), fields["head_dim"]),
+            "embedding_scale": max(D, 0) ** 0.5,
+            "attention_scale": None if scalar == fields["head_dim"] else scalar**-0.5,
             "attention_soft_cap": _optional(read, "attn_logit_softcapping", 50.0),
             "final_soft_cap": _optional(read, "final_logit_softcapping", 30.0),
         }
     return fields | _window(read, kind, L)
 
 
-def _scale(scalar: float, head_dim: int) -> float | None:
-    """The factor of the logits; None where it is the usual one."""
-    return None if scalar == head_dim else scalar**-0.5
-
-
-def _optional(read: _Reader, key: str, default: float) -> float | None:
+def _optional(read: _Reader, key: str, default: Any) -> Any:
     """A number that null turns off."""
-    return None if key in read.described and read.described[key] is None else read.get(key, float, default)
+    return None if key in read.described and read.described[key] is None else read.get(key, type(default), default)
+
+
+def _interval(chosen: Sequence[bool]) -> int | None:
+    """n where just every n-th is chosen, 0 where none is, None where it is otherwise."""
+    every = chosen.index(True) + 1 if True in chosen else 0
+    regular = all(is_chosen == bool(every and (i + 1) % every == 0) for i, is_chosen in enumerate(chosen))
+    return every if regular else None
 
 
 def _no_rope_every(read: _Reader, L: int) -> int:
     """The interval of layers without RoPE; SmolLM3 may also list them (1 where RoPE is used)."""
     every = read.get("no_rope_layer_interval", int, 4)
     listed = read.get("no_rope_layers", tuple[int, ...], ())
-    for candidate in (every, 0, *range(1, L + 1)):
-        if not listed or listed == tuple(int(not candidate or (i + 1) % candidate != 0) for i in range(L)):
-            return candidate if candidate <= L else 0
-    raise UserError(f"{read.where}: no_rope_layers={list(listed)} is not every n-th of {L} layers")
+    if not listed:
+        if every < 1:
+            raise UserError(f"{read.where}: no_rope_layer_interval={every} must be positive")
+        return every if every <= L else 0
+    found = _interval([not uses for uses in listed])
+    if found is None or len(listed) != L:
+        raise UserError(f"{read.where}: no_rope_layers must be 1 but for 0 at every n-th of {L} layers")
+    return found
 
 
 def _window(read: _Reader, kind: str, L: int) -> dict[str, Any]:
     """Which layers slide: all (Mistral), all but every n-th (Gemma 2), or none."""
-    window = read.get("sliding_window", int, 4096 if kind == "gemma2" else 0)
-    if kind in ("smollm3", "qwen3", "qwen2") and not read.get("use_sliding_window", bool, False):
-        window = 0
-    if not window:
+    if "sliding_window" not in FAMILIES[kind].own_keys:
         return {}
+    window = _optional(read, "sliding_window", 4096)
+    if kind in ("smollm3", "qwen3", "qwen2") and not read.get("use_sliding_window", bool, False):
+        window = None
     if kind == "mistral":
-        return {"sliding_window": window}
-    default = tuple("full_attention" if (i + 1) % 2 == 0 else "sliding_attention" for i in range(L))
-    kinds = read.get("layer_types", tuple[str, ...], default if kind == "gemma2" else ())
-    for every in range(L + 1):
-        if kinds == tuple(
-            "full_attention" if every and (i + 1) % every == 0 else "sliding_attention" for i in range(L)
-        ):
-            return {"sliding_window": window, "global_every": every}
-    raise UserError(f"{read.where}: layer_types must be sliding_attention but for every n-th of {L} layers")
+        return {} if window is None else {"sliding_window": window}
+    default = ("sliding_attention", "full_attention") * L if kind == "gemma2" else ("full_attention",) * L
+    kinds = read.get("layer_types", tuple[str, ...], default[:L])
+    every = _interval([one == "full_attention" for one in kinds])
+    if every is None or len(kinds) != L or not {"full_attention", "sliding_attention"}.issuperset(kinds):
+        raise UserError(
+            f"{read.where}: layer_types must name {L} layers, sliding_attention but for full_attention at every n-th"
+        )
+    if every == 1:
+        if window is not None and "layer_types" not in read.described:
+            raise UserError(f"{read.where}: use_sliding_window needs layer_types, which say the layers that slide")
+        return {}
+    if window is None:
+        raise UserError(f"{read.where}: layer_types has sliding_attention, but no sliding_window is in use")
+    return {"sliding_window": window, "global_every": every}
 
 
 def _rope(read: _Reader, family: Family) -> dict[str, Any]:
@@ -212,6 +240,9 @@ def _rope(read: _Reader, family: Family) -> dict[str, Any]:
     rope = _Reader(given, read.where)
     theta = rope.get("rope_theta", float, read.get("rope_theta", float, family.theta))
     kind = rope.get("rope_type", str, rope.get("type", str, "default"))
+    kinds = {"default": "none", "linear": "interpolation", "llama3": "llama3", "yarn": "yarn"}
+    if kind not in kinds:
+        raise UserError(f"{read.where}: rope_type {kind!r} is not supported{suggest(kind, kinds)}")
     keys = {"rope_theta", "rope_type", "type"}
     scaling: dict[str, Any] = {}
     if kind != "default":
@@ -231,11 +262,8 @@ def _rope(read: _Reader, family: Family) -> dict[str, Any]:
         scaling["attention_factor"] = rope.get("attention_factor", float, None)
         keys |= {"beta_fast", "beta_slow", "attention_factor"}
     for key, value in given.items():
-        if key not in keys and value is not None and not (key == "partial_rotary_factor" and value == 1):
+        if key not in keys and value is not None and (key, value) not in WITHOUT_EFFECT_ON_ROPE:
             raise UserError(f"{read.where}: rope scaling {kind!r} with {key}={value!r} is not supported")
-    kinds = {"default": "none", "linear": "interpolation", "llama3": "llama3", "yarn": "yarn"}
-    if kind not in kinds:
-        raise UserError(f"{read.where}: rope_type {kind!r} is not supported{suggest(kind, kinds)}")
     if scaling.get("attention_factor") == 1:  # YaRN without its attention scale
         return {
             "rope_theta": theta,
@@ -262,7 +290,7 @@ def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int 
         }
         found = from_hf(described, Path("config.json"))
         # Back in our words it must be the same model; these three do not change what is computed.
-        asked = dataclasses.replace(_baked(config), dtype=found.dtype, remat=found.remat)
+        asked = dataclasses.replace(_plain(config), dtype=found.dtype, remat=found.remat)
         refusals[kind] = [
             field.name
             for field in dataclasses.fields(asked)
@@ -275,23 +303,42 @@ def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int 
     raise UserError(f"no Hugging Face family computes this model; the nearest, {nearest}, has no {differing}")
 
 
-def _baked(config: ModelConfig) -> ModelConfig:
-    """NTK-aware scaling as the larger theta that it is; a scale of attention that is the usual one as None."""
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The same mathematics in the words that a config.json comes back as.
+
+    NTK-aware scaling is the larger theta that it is, options without effect here have their defaults.
+    """
     scaling, H = config.rope_scaling, config.head_dim
     theta, scale = config.rope_theta, config.attention_scale
     if scaling.ntk_factor != 1:
         theta *= scaling.ntk_factor ** (H / (H - 2))
+    slides = any(config.windows)
     return dataclasses.replace(
         config,
+        no_rope_every=0 if all(config.uses_rope) else config.no_rope_every,
         rope_theta=theta,
-        rope_scaling=dataclasses.replace(scaling, ntk_factor=1.0),
+        rope_scaling=_plain_scaling(scaling),
         attention_scale=None if scale == H**-0.5 else scale,
+        sliding_window=config.sliding_window if slides else 0,
+        global_every=config.global_every if slides and not all(config.windows) else 0,
     )
+
+
+def _plain_scaling(scaling: RopeScaling) -> RopeScaling:
+    kind = "ntk_by_parts" if scaling.kind == "yarn" and scaling.attention_factor == 1 else scaling.kind
+    used = {
+        "none": (),
+        "interpolation": ("factor",),
+        "llama3": ("factor", "original_length", "low_frequency_factor", "high_frequency_factor"),
+        "ntk_by_parts": ("factor", "original_length", "beta_fast", "beta_slow"),
+        "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor"),
+    }[kind]
+    return RopeScaling(kind, **{name: getattr(scaling, name) for name in used})
 
 
 def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
     """The keys of a family, whether or not they say all of `config`."""
-    config, family = _baked(config), FAMILIES[kind]
+    config, family = _plain(config), FAMILIES[kind]
     described = {
         "model_type": kind,
         "vocab_size": config.vocab_size,
@@ -301,7 +348,7 @@ def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "gelu_pytorch_tanh" if kind == "gemma2" else "silu",
+        "hidden_act": family.activation,
         "max_position_embeddings": length,
         "initializer_range": config.init_std,
         "rms_norm_eps": config.norm_epsilon,
@@ -325,7 +372,8 @@ def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
         described["sliding_window"] = config.sliding_window or None
     if kind == "gemma2":
         described["hidden_activation"] = described["hidden_act"]
-        described["query_pre_attn_scalar"] = round((config.attention_scale or config.head_dim**-0.5) ** -2)
+        scale = config.attention_scale or config.head_dim**-0.5
+        described["query_pre_attn_scalar"] = max(round(scale**-2), 1) if scale > 1e-9 else 1  # an integer there
         described["attn_logit_softcapping"] = config.attention_soft_cap
         described["final_logit_softcapping"] = config.final_soft_cap
         described["sliding_window"] = config.sliding_window or length

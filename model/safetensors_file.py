@@ -6,7 +6,7 @@ library `safetensors` writes all tensors of a file at once and maps it when read
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,11 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     offset: int  # bytes from the beginning of the file
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def read_header(path: Path) -> dict[str, Place]:
     """The tensors of a file by name. Raises UserError where the file is cut short or no safetensors file."""
@@ -44,13 +49,29 @@ def read_header(path: Path) -> dict[str, Place]:
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise UserError(f"{path} is cut short or not a safetensors file ({size:,} bytes)")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
-        raise UserError(f"{path} is not a safetensors file: its header is not JSON")
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON, or says a name twice")
     header.pop("__metadata__", None)
-    return {name: _place(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    places = {name: _place(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    end = 8 + length  # of the tensor before: a shifted or shared place gives wrong numbers, not an error
+    for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if place.offset != end:
+            raise UserError(f"{path} is damaged: tensor {name} begins at byte {place.offset:,}, not {end:,}")
+        end += place.size
+    if end != size:
+        raise UserError(f"{path} is damaged: its tensors end at byte {end:,} of {size:,}")
+    return places
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which the standard library would keep the last of two equal keys."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 def _place(path: Path, name: str, entry: Any, start: int, size: int) -> Place:
@@ -61,7 +82,7 @@ def _place(path: Path, name: str, entry: Any, start: int, size: int) -> Place:
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path}: the header entry of {name} is damaged") from None
-    if known not in DTYPES:
+    if not isinstance(known, str) or known not in DTYPES:
         raise UserError(f"{path}: tensor {name} has dtype {known}; Quintet reads {', '.join(DTYPES)}")
     if not whole or math.prod(shape) * DTYPES[known].itemsize != end - begin:
         raise UserError(f"{path}: the header entry of {name} is damaged")
@@ -77,6 +98,14 @@ def read_tensor(place: Place) -> np.ndarray:
     if array.size != count:
         raise UserError(f"{place.path} became shorter while it was read")
     return array.reshape(place.shape)
+
+
+def read_rows(place: Place, rows: int = 1024) -> Iterator[np.ndarray]:
+    """The tensor in blocks of its first axis."""
+    width = math.prod(place.shape[1:]) * place.dtype.itemsize
+    for start in range(0, place.shape[0], rows):
+        shape = (min(rows, place.shape[0] - start), *place.shape[1:])
+        yield read_tensor(place._replace(shape=shape, offset=place.offset + start * width))
 
 
 def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, make: Callable[[str], np.ndarray]) -> None:

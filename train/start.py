@@ -21,7 +21,7 @@ from model import transformer
 from model.config import ModelConfig
 from model.grow import NewIds, grow
 from model.hf import read_params, weight_files
-from model.hf_config import read_config, read_json_object
+from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import sharding
 from train.checkpoint import Checkpoints
 from train.config import StartConfig
@@ -87,7 +87,7 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
     if not checkpoints.steps:
         checkpoints.save(_state(jax.tree.map(jnp.asarray, params)), 0, {"from": str(folder)})
     checkpoints.close()
-    positions = read_json_object(folder / "config.json").get("max_position_embeddings")
+    positions = read_json_object(folder / "config.json", MAX_BYTES).get("max_position_embeddings")
     stage.finish([], {"parameters": model.num_parameters, "max_positions": positions})
     say(f"import: {count(model.num_parameters)} parameters of {folder} in {stage.folder}")
 

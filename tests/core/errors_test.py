@@ -33,6 +33,13 @@ def test_a_user_error_is_one_line():
     assert explain(UserError("a\nb")) == ("a b", 2)
 
 
+def test_names_from_files_of_strangers_neither_flood_nor_steer_the_terminal():
+    line = explain(UserError("tensor \x1b[2J\ud800" + "x" * 10_000 + " is damaged")).line
+    assert line.startswith(r"tensor \x1b[2J\ud800xxx")
+    assert line.endswith("x is damaged")
+    assert len(line) < 2100
+
+
 def test_a_bug_while_handling_a_disk_error_is_not_blamed_on_the_disk():
     def buggy():
         try:
