@@ -37,7 +37,7 @@ def start():
         service = serve.Service(completer(*scripts, pause=pause), "tiny", Sampling(temperature=0), **limits)
         ready = threading.Event()
         server = serve.make_server(service, "127.0.0.1", port)
-        server.ready = ready.set
+        service.server, server.ready = server, ready.set
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         running.append((server, thread))
@@ -283,6 +283,19 @@ def test_a_body_that_does_not_come_is_not_waited_for(start, monkeypatch):
     assert connection.getresponse().status == 408
 
 
+def test_what_is_under_way_at_the_end_is_cut_after_a_grace(start, monkeypatch):
+    monkeypatch.setattr(serve, "GRACE", 0.2)
+    service, port = start("on and on ", pause=SLOW)
+    talking = open_stream(port).getresponse()
+    waiting = open_stream(port, body={"prompt": "a"})
+    eventually(lambda: service.waiting == 1)
+    service.server.should_exit = True
+    with pytest.raises(http.client.IncompleteRead):
+        talking.read()
+    assert waiting.getresponse().status == 503
+    assert service.completer.decoder.steps < CONTEXT // 2
+
+
 def test_a_bug_is_told_and_the_next_request_served(start, monkeypatch):
     service, port = start("x")
     with monkeypatch.context() as broken:
@@ -305,13 +318,13 @@ def test_a_bug_is_told_and_the_next_request_served(start, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_verb_serves_until_a_signal(finished, corpus, number):
     """A trained model in a process of its own, which ends with 128 + the signal's number while a client listens."""
-    flags = [*smoke(finished, corpus), "--port=0", "--config.eval.context=4000"]
+    flags = [*smoke(finished, corpus), "--port=0", "--config.eval.context=256"]
     command = [sys.executable, ROOT / "launch.py", "serve", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     said = iter(process.stderr.readline, "")
     port = next(int(found[1]) for line in said if (found := re.search(r"run at http://127.0.0.1:(\d+)/v1", line)))
     assert post(port, {"prompt": "the model", "max_tokens": 4, "seed": 1})[1]["usage"]["completion_tokens"] == 4
-    reply = open_stream(port, body={"prompt": "a", "max_tokens": 4000, "stream": True}).getresponse()
+    reply = open_stream(port, body={"prompt": "a", "max_tokens": 200, "stream": True}).getresponse()
     assert reply.status == 200
     reply.readline()
     process.send_signal(number)
