@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from kernels.linear.api import linear
@@ -40,16 +39,18 @@ class Attention(nnx.Module):
         (B, T, D), config, dtype = x_BTD.shape, self.config, x_BTD.dtype
         x_XD = x_BTD.reshape(B * T, D)
 
-        def project(name: str) -> jax.Array:
-            y_XO = linear(x_XD, getattr(self, name)[...].astype(dtype).reshape(D, -1))
+        def project(name: str, dtype_out: str | None = None) -> jax.Array:
+            y_XO = linear(x_XD, getattr(self, name)[...].astype(dtype).reshape(D, -1), dtype_out)
             if config.qkv_bias:
-                y_XO += getattr(self, f"{name}_bias")[...].astype(dtype).reshape(-1)
+                y_XO += getattr(self, f"{name}_bias")[...].astype(y_XO.dtype).reshape(-1)
             return y_XO.reshape(B, T, -1, config.head_dim)
 
-        q_BTNH, k_BTKH, v_BTKH = project("query"), project("key"), project("value")
-        if config.qk_norm:  # in float32 up to the rotation, so that they are rounded once
-            q_BTNH = self.query_norm(q_BTNH.astype(jnp.float32))
-            k_BTKH = self.key_norm(k_BTKH.astype(jnp.float32))
+        if config.qk_norm:  # in float32 up to the rotation, so that queries and keys are rounded once
+            q_BTNH = self.query_norm(project("query", "float32"))
+            k_BTKH = self.key_norm(project("key", "float32"))
+        else:
+            q_BTNH, k_BTKH = project("query"), project("key")
+        v_BTKH = project("value")
         q_BTNH, k_BTKH = (rotate(a, cos_BTR, sin_BTR, config.rope_pairs).astype(dtype) for a in (q_BTNH, k_BTKH))
         mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
         out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))

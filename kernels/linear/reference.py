@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def linear(x_XI: jax.Array, w_IO: jax.Array) -> jax.Array:
+def linear(x_XI: jax.Array, w_IO: jax.Array, dtype: str | None = None) -> jax.Array:
     """The layer."""
-    return jnp.einsum("XI,IO->XO", x_XI, w_IO)
+    return jnp.einsum("XI,IO->XO", x_XI, w_IO, preferred_element_type=dtype)
 
 
 def input_gradient(dy_XO: jax.Array, w_IO: jax.Array) -> jax.Array:
