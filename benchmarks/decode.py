@@ -3,22 +3,24 @@
     make bench-decode
 
 Both sides hold one process each and take turns, a whole generation at a time: prompts of 32 random tokens, continued
-by 64. Time to the first token is prefill and one choice; the rate counts the tokens after it. Medians, and the ratio of
-each pair of turns (median, minimum, maximum). `equal` is the share of rows whose ids are the same on both sides.
+by 64. The time to the first token is prefill and one choice; the rate counts the tokens after it. Medians, and the
+ratio of each pair of turns (median, minimum, maximum). `equal` is the share of rows whose ids are the same on both
+sides. PyTorch's threads wait for one another and suffer more than XLA's from other work on the machine, so each turn
+waits for quiet, up to --patience seconds; `others` is the share of the cores' time that went elsewhere all the same,
+during our turns and during theirs (medians).
 """
 
 import argparse
+import functools
 import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-from turns import Side
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from turns import Side, machine_seconds, wait_until_quiet
 
 from model import transformer
 from model.config import ModelConfig
@@ -35,6 +37,15 @@ def models() -> dict[str, ModelConfig]:
     return {"10M": ModelConfig(8192, 7, 320, 8, 4, 40, 768), "135M": preset("smollm2-135m")}
 
 
+def turn(side: Side, batch: int, patience: float) -> dict:
+    """A turn, and the share of the cores' time that others took during it."""
+    wait_until_quiet(patience)
+    began, busy = time.perf_counter(), machine_seconds()
+    found = side.turn(batch)
+    elapsed, busy = time.perf_counter() - began, machine_seconds() - busy
+    return {**found, "others": max(0.0, busy - found["cpu"]) / (elapsed * os.cpu_count())}
+
+
 def row(name: str, batch: int, pairs: list[tuple[dict, dict]]) -> str:
     """A line of the table from the turns of both sides."""
     rates = [[batch * (TOKENS - 1) / turn["rest"] for turn in side] for side in zip(*pairs)]
@@ -44,14 +55,16 @@ def row(name: str, batch: int, pairs: list[tuple[dict, dict]]) -> str:
     equal = statistics.mean(one == other for ours, theirs in pairs for one, other in zip(ours["ids"], theirs["ids"]))
     shown = [name, str(batch), *(f"{statistics.median(side):,.1f}" for side in rates)]
     shown += [f"{of(ratios):.2f}" for of in (statistics.median, min, max)]
-    shown += [f"{statistics.median(side):,.0f}" for side in firsts]
-    return "| " + " | ".join([*shown, f"{statistics.median(sooner):.2f}", f"{equal:.0%}"]) + " |"
+    shown += [f"{statistics.median(side):,.0f}" for side in firsts] + [f"{statistics.median(sooner):.2f}"]
+    shown += ["/".join(f"{statistics.median(turn['others'] for turn in side):.0%}" for side in zip(*pairs))]
+    return "| " + " | ".join([*shown, f"{equal:.0%}"]) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", required=True, help="an interpreter with torch and transformers")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--patience", type=float, default=20.0, help="seconds that a turn waits for a quiet machine")
     parser.add_argument("--only", choices=models())
     parser.add_argument(
         "--peer-huge-pages", action="store_const", const=HUGE_PAGES, default={}, help="give PyTorch the same setting"
@@ -59,8 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     here, threads = Path(__file__).parent, os.cpu_count()
     print("| model | rows | Quintet tokens/s | transformers tokens/s | ratio | min | max ", end="")
-    print("| Quintet first, ms | transformers first, ms | ratio | equal |")
-    print("|---" * 11 + "|", flush=True)
+    print("| Quintet first, ms | transformers first, ms | ratio | others | equal |")
+    print("|---" * 12 + "|", flush=True)
     for name in [arguments.only] if arguments.only else models():
         with tempfile.TemporaryDirectory() as folder:
             config = models()[name]
@@ -73,12 +86,11 @@ def main() -> None:
             peer = Side(arguments.peer_python, str(here / "decode_torch.py"), *given, threads=threads, **settings)
             assert ours.about["parameters"] == peer.about["parameters"], "not the same model"
             for batch in BATCHES:
+                measure = functools.partial(turn, batch=batch, patience=arguments.patience)
                 for side in (ours, peer):
                     side.turn(batch)  # warms up
-                print(
-                    row(name, batch, [(ours.turn(batch), peer.turn(batch)) for _ in range(arguments.turns)]),
-                    flush=True,
-                )
+                pairs = [(measure(ours), measure(peer)) for _ in range(arguments.turns)]
+                print(row(name, batch, pairs), flush=True)
             ours.close()
             peer.close()
     print(f"\n{ours.about['versions']}; {peer.about['versions']}; {threads} cores; load {os.getloadavg()[0]:.1f}")

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
-from turns import say
+from turns import cpu_seconds, say
 
 from model.decode import Decoder
 from model.generate import generate
@@ -23,12 +23,14 @@ def main() -> None:
     decoder = Decoder(config, read_params(folder, config), prompt + tokens)
     say(parameters=config.num_parameters, versions=f"jax {jax.__version__}")
     for line in sys.stdin:
+        cpu = cpu_seconds()
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, (int(line), prompt)).tolist()
         times, steps = [time.perf_counter()], []
         for ids in generate(decoder, prompts, max_tokens=tokens, sampling=Sampling(temperature=0)):
             times.append(time.perf_counter())
             steps.append(ids)
-        say(first=times[1] - times[0], rest=times[-1] - times[1], ids=list(zip(*steps)))
+        spans = {"first": times[1] - times[0], "rest": times[-1] - times[1], "cpu": cpu_seconds() - cpu}
+        say(ids=list(zip(*steps)), **spans)
 
 
 if __name__ == "__main__":

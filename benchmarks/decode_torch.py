@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 import transformers
-from turns import say
+from turns import cpu_seconds, say
 
 
 class Clock(transformers.StoppingCriteria):
@@ -16,7 +16,7 @@ class Clock(transformers.StoppingCriteria):
     def __init__(self):
         self.times = [time.perf_counter()]
 
-    def __call__(self, input_ids, scores, **_) -> torch.Tensor:
+    def __call__(self, input_ids, *_, **__) -> torch.Tensor:
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
@@ -30,6 +30,7 @@ def main() -> None:
         versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
     )
     for line in sys.stdin:
+        cpu = cpu_seconds()
         ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (int(line), prompt))
         ids_BT, clock = torch.tensor(ids), Clock()
         out_BT = model.generate(
@@ -38,7 +39,8 @@ def main() -> None:
         )  # fmt: skip
         times = clock.times
         assert len(times) == tokens + 1
-        say(first=times[1] - times[0], rest=times[-1] - times[1], ids=out_BT[:, prompt:].tolist())
+        spans = {"first": times[1] - times[0], "rest": times[-1] - times[1], "cpu": cpu_seconds() - cpu}
+        say(ids=out_BT[:, prompt:].tolist(), **spans)
 
 
 if __name__ == "__main__":

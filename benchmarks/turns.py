@@ -25,6 +25,22 @@ def cpu_seconds() -> float:
     return total
 
 
+def machine_seconds() -> float:
+    """CPU time that all cores have spent on anything, since the machine started."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_quiet(patience: float, share: float = 0.1) -> None:
+    """Returns after a second in which less than `share` of the cores was in use, or after `patience` seconds."""
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        before = machine_seconds()
+        time.sleep(1)
+        if machine_seconds() - before < share * os.cpu_count():
+            return
+
+
 def resident_mb() -> float:
     """Memory of this process, pages of libraries included and workers not."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
