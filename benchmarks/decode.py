@@ -3,11 +3,12 @@
     make bench-decode
 
 Both sides hold one process each and take turns, a whole generation at a time: prompts of 32 random tokens, continued
-by 64. The time to the first token is prefill and one choice; the rate counts the tokens after it. Medians, and the
-ratio of each pair of turns (median, minimum, maximum). `equal` is the share of rows whose ids are the same on both
-sides. PyTorch's threads wait for one another and suffer more than XLA's from other work on the machine, so each turn
-waits for quiet, up to --patience seconds; `others` is the share of the cores' time that went elsewhere all the same,
-during our turns and during theirs (medians).
+by 64. `first` is the time to the first token, prefill and one choice; the rate counts the tokens after it. Medians,
+and the ratio of each pair of turns (median, minimum, maximum). `equal` is the share of rows with the same ids there.
+
+PyTorch's threads wait for one another and suffer more than XLA's from other work on the machine. So each turn waits
+for quiet, up to --patience seconds; `others` is the share of the cores' time that went elsewhere all the same, during
+our turns and during theirs; `undisturbed` is the rate of each side in the fastest tenth of all stretches of 8 tokens.
 """
 
 import argparse
@@ -46,17 +47,25 @@ def turn(side: Side, batch: int, patience: float) -> dict:
     return {**found, "others": max(0.0, busy - found["cpu"]) / (elapsed * os.cpu_count())}
 
 
+def undisturbed(batch: int, turns: tuple[dict, ...]) -> float:
+    """Tokens a second in the faster tenth of all stretches of 8 tokens."""
+    stretches = [b - a for turn in turns for a, b in zip(turn["times"], turn["times"][8:])]
+    return 8 * batch / statistics.quantiles(stretches, n=10)[0]
+
+
 def row(name: str, batch: int, pairs: list[tuple[dict, dict]]) -> str:
     """A line of the table from the turns of both sides."""
-    rates = [[batch * (TOKENS - 1) / turn["rest"] for turn in side] for side in zip(*pairs)]
-    firsts = [[1000 * turn["first"] for turn in side] for side in zip(*pairs)]
+    sides = list(zip(*pairs))
+    rates = [[batch * (TOKENS - 1) / (turn["times"][-1] - turn["times"][0]) for turn in side] for side in sides]
     ratios = [ours / theirs for ours, theirs in zip(*rates)]
-    sooner = [theirs / ours for ours, theirs in zip(*firsts)]
+    best = [undisturbed(batch, side) for side in sides]
+    firsts = [statistics.median(1000 * turn["times"][0] for turn in side) for side in sides]
     equal = statistics.mean(one == other for ours, theirs in pairs for one, other in zip(ours["ids"], theirs["ids"]))
     shown = [name, str(batch), *(f"{statistics.median(side):,.1f}" for side in rates)]
     shown += [f"{of(ratios):.2f}" for of in (statistics.median, min, max)]
-    shown += [f"{statistics.median(side):,.0f}" for side in firsts] + [f"{statistics.median(sooner):.2f}"]
-    shown += ["/".join(f"{statistics.median(turn['others'] for turn in side):.0%}" for side in zip(*pairs))]
+    shown += [f"{rate:,.1f}" for rate in best] + [f"{best[0] / best[1]:.2f}"]
+    shown += [f"{first:,.0f}" for first in firsts]
+    shown += ["/".join(f"{statistics.median(turn['others'] for turn in side):.0%}" for side in sides)]
     return "| " + " | ".join([*shown, f"{equal:.0%}"]) + " |"
 
 
@@ -72,8 +81,8 @@ def main() -> None:
     arguments = parser.parse_args()
     here, threads = Path(__file__).parent, os.cpu_count()
     print("| model | rows | Quintet tokens/s | transformers tokens/s | ratio | min | max ", end="")
-    print("| Quintet first, ms | transformers first, ms | ratio | others | equal |")
-    print("|---" * 12 + "|", flush=True)
+    print("| Quintet undisturbed | transformers undisturbed | ratio ", end="")
+    print("| Quintet first, ms | transformers first, ms | others | equal |\n" + "|---" * 14 + "|", flush=True)
     for name in [arguments.only] if arguments.only else models():
         with tempfile.TemporaryDirectory() as folder:
             config = models()[name]

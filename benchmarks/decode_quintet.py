@@ -29,8 +29,8 @@ def main() -> None:
         for ids in generate(decoder, prompts, max_tokens=tokens, sampling=Sampling(temperature=0)):
             times.append(time.perf_counter())
             steps.append(ids)
-        spans = {"first": times[1] - times[0], "rest": times[-1] - times[1], "cpu": cpu_seconds() - cpu}
-        say(ids=list(zip(*steps)), **spans)
+        since = [moment - times[0] for moment in times[1:]]
+        say(ids=list(zip(*steps)), times=since, cpu=cpu_seconds() - cpu)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,11 @@ def main() -> None:
         )  # fmt: skip
         times = clock.times
         assert len(times) == tokens + 1
-        spans = {"first": times[1] - times[0], "rest": times[-1] - times[1], "cpu": cpu_seconds() - cpu}
-        say(ids=out_BT[:, prompt:].tolist(), **spans)
+        say(
+            ids=out_BT[:, prompt:].tolist(),
+            times=[moment - times[0] for moment in times[1:]],
+            cpu=cpu_seconds() - cpu,
+        )
 
 
 if __name__ == "__main__":
