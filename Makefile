@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-pipeline bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,9 @@ chaos: $(VENV)/test ## 240 kills and 1,500 corruptions of real runs (under an ho
 
 bench-cpu: $(VENV)-parity/ready ## training throughput beside the same model in PyTorch
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/cpu_throughput.py --peer-python=$(VENV)-parity/bin/python
+
+bench-decode: $(VENV)-parity/ready ## tokens a second of greedy decoding beside transformers.generate
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/decode.py --peer-python=$(VENV)-parity/bin/python
 
 bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
 	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python

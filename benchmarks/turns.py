@@ -1,6 +1,7 @@
-"""Processes that read batches by turns, and what they measure of themselves. The standard library alone.
+"""Processes that take turns, and what they measure of themselves. The standard library alone.
 
-A side is a process: a number of seconds on a line in, what was read in them as JSON on a line out.
+A side is a process: what to do on a line in (for those that read batches, a number of seconds), what it measured as
+JSON on a line out. Between turns it waits for its standard input.
 """
 
 import contextlib
@@ -22,6 +23,22 @@ def cpu_seconds() -> float:
             fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
             total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def machine_seconds() -> float:
+    """CPU time that all cores have spent on anything, since the machine started."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_quiet(patience: float, share: float = 0.1) -> None:
+    """Returns after a second in which less than `share` of the cores was in use, or after `patience` seconds."""
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        before = machine_seconds()
+        time.sleep(1)
+        if machine_seconds() - before < share * os.cpu_count():
+            return
 
 
 def resident_mb() -> float:
@@ -51,20 +68,21 @@ def serve(batches: Iterator[object], padding: Callable[[object], float], **about
 
 
 class Side:
-    """A process that `serve`s."""
+    """A process that answers line by line, as `serve` does."""
 
-    def __init__(self, *command: str):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    def __init__(self, *command: str, threads: int = 1, **environment: str):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads), **environment}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.about = self._read()
         self.turns: list[dict] = []
 
-    def turn(self, seconds: float) -> None:
-        self.process.stdin.write(f"{seconds}\n")
+    def turn(self, what: object) -> dict:
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         self.turns.append(self._read())
+        return self.turns[-1]
 
     def _read(self) -> dict:
         line = self.process.stdout.readline()

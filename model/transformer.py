@@ -142,5 +142,10 @@ def head(config: ModelConfig, params: Params) -> jax.Array:
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """Next-token logits [..., V] in float32, for the positions asked."""
     out = jnp.einsum("...D,VD->...V", hidden, head(config, params), preferred_element_type=jnp.float32)
+    return final_cap(config, out)
+
+
+def final_cap(config: ModelConfig, logits: jax.Array) -> jax.Array:
+    """Logits from the products of the head: within `final_soft_cap`, where there is one."""
     cap = config.final_soft_cap
-    return out if cap is None else cap * jnp.tanh(out / cap)
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
