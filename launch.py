@@ -257,11 +257,10 @@ class Experiment:
         """Refuses a verb whose input was made by another config than this one."""
         from data.curate.engine import require_curated
         from data.tokenize import require_tokenized
+        from train.start import is_only_imported, require_imported
 
         before = {"curate": 0, "tokenize": 1}.get(verb, 2)
         if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
-            from train.start import is_only_imported
-
             # A model that was only imported can be looked at without any documents.
             looks = verb in ("generate", "serve", "export") and is_only_imported(self.parts["start"], self.workdir)
             before = 0 if looks or verb == "import" else before
@@ -269,6 +268,8 @@ class Experiment:
             require_curated(self.parts["data"], self.workdir)
         if before >= 2:
             require_tokenized(self.parts["tokenizer"], self.workdir)
+        if verb not in ("curate", "tokenize", "import"):
+            require_imported(self.parts["start"], self.workdir)
 
     def curate(self) -> None:
         """Pillar 1, the documents."""
