@@ -128,7 +128,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="generate: end before this text; repeatable"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="generate: of the sampling (0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="generate: of the sampling (0)")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="serve: where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="serve: where (8000; 0: any free)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="train: of process 0, where several train as one")
@@ -160,6 +160,13 @@ def _steps(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers 1 <= A <= B")
     return int(first), int(last)
+
+
+def _seed(text: str) -> int:
+    """A whole number of 31 bits."""
+    if not (text.isdecimal() and int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {(1 << 31) - 1:,}")
+    return int(text)
 
 
 def _count(text: str) -> int:
@@ -206,7 +213,7 @@ def open_experiment(arguments: argparse.Namespace) -> "Experiment":
     """The config with its overrides, every part checked before anything runs."""
     from core.config import load_experiment, parse_parts
 
-    tree = load_experiment(Path(arguments.config), arguments.overrides)
+    tree = load_experiment(Path(arguments.config), arguments.overrides, groups=PARTS)
     if "start" in tree:
         from train.start import fill_in
 
@@ -250,11 +257,10 @@ class Experiment:
         """Refuses a verb whose input was made by another config than this one."""
         from data.curate.engine import require_curated
         from data.tokenize import require_tokenized
+        from train.start import is_only_imported, require_imported
 
         before = {"curate": 0, "tokenize": 1}.get(verb, 2)
         if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
-            from train.start import is_only_imported
-
             # A model that was only imported can be looked at without any documents.
             looks = verb in ("generate", "serve", "export") and is_only_imported(self.parts["start"], self.workdir)
             before = 0 if looks or verb == "import" else before
@@ -262,6 +268,8 @@ class Experiment:
             require_curated(self.parts["data"], self.workdir)
         if before >= 2:
             require_tokenized(self.parts["tokenizer"], self.workdir)
+        if verb not in ("curate", "tokenize", "import"):
+            require_imported(self.parts["start"], self.workdir)
 
     def curate(self) -> None:
         """Pillar 1, the documents."""

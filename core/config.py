@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,13 @@ class CommandLineText(str):
     """A value as typed after `--config.a.b=`; it takes the type that its key asks for."""
 
 
-def load_experiment(path: Path, overrides: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Runs `get_config()` of an experiment file, puts overrides in place, returns its tree as plain dicts."""
+def load_experiment(
+    path: Path, overrides: Mapping[str, str] | None = None, groups: Collection[str] = ()
+) -> dict[str, Any]:
+    """Runs `get_config()` of an experiment file, puts overrides in place, returns its tree as plain dicts.
+
+    Overrides may go into `groups` that the experiment does not mention.
+    """
     if not path.is_file():
         raise UserError(f"--config={path} does not exist")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
@@ -36,14 +41,20 @@ def load_experiment(path: Path, overrides: Mapping[str, str] | None = None) -> d
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() must return an ml_collections.ConfigDict")
     for key, value in (overrides or {}).items():
-        override(config, key, value)
+        override(config, key, value, groups)
     return config.to_dict()
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
-    """Puts a value typed on the command line in place; keys that refer to this one follow."""
+def override(config: ConfigDict, key: str, text: str, groups: Collection[str] = ()) -> None:
+    """Puts a value typed on the command line in place; keys that refer to this one follow.
+
+    One of the `groups` that the config lacks is made; what nobody knows inside a group, `parse_parts` refuses.
+    """
     group, path = config, key.split(".")
     for depth, name in enumerate(path[:-1]):
+        if name not in group and (depth or name in groups):  # left to its defaults by the experiment
+            with config.unlocked():
+                group[name] = ConfigDict()
         if not isinstance(group.get(name), ConfigDict):
             known = [name for name, value in group.items() if isinstance(value, ConfigDict)]
             raise UserError(

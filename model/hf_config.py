@@ -35,10 +35,10 @@ _SOFT_CAPS = {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_at
 # In the order in which an export tries them.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", own_keys=_BIASES),
+    "mistral": Family("MistralForCausalLM", own_keys=frozenset({"sliding_window"})),
     "smollm3": Family("SmolLM3ForCausalLM", own_keys=_BIASES | _NO_ROPE | _WINDOW, tied=True, theta=2_000_000.0),
     "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, frozenset({"attention_bias"}) | _WINDOW, head_dim=128),
     "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, _WINDOW),
-    "mistral": Family("MistralForCausalLM", own_keys=frozenset({"sliding_window"})),
     "gemma2": Family(
         "Gemma2ForCausalLM",
         _GEMMA,
@@ -367,7 +367,8 @@ def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
         described["no_rope_layer_interval"] = config.no_rope_every or config.num_layers + 1
         described["no_rope_layers"] = [int(uses) for uses in config.uses_rope]  # 1 where RoPE is used
     if "use_sliding_window" in family.own_keys:
-        described["use_sliding_window"] = False
+        described["use_sliding_window"] = any(config.windows)
+        described["layer_types"] = _layer_types(config)
     if "sliding_window" in family.own_keys:
         described["sliding_window"] = config.sliding_window or None
     if kind == "gemma2":
@@ -377,8 +378,12 @@ def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
         described["attn_logit_softcapping"] = config.attention_soft_cap
         described["final_logit_softcapping"] = config.final_soft_cap
         described["sliding_window"] = config.sliding_window or length
-        described["layer_types"] = [f"{'sliding' if window else 'full'}_attention" for window in config.windows]
+        described["layer_types"] = _layer_types(config)
     return described
+
+
+def _layer_types(config: ModelConfig) -> list[str]:
+    return [f"{'sliding' if window else 'full'}_attention" for window in config.windows]
 
 
 def _scaling(scaling: RopeScaling) -> dict[str, Any]:

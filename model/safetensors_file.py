@@ -16,6 +16,7 @@ import numpy as np
 from core.errors import UserError
 from core.files import atomic_write
 
+MAX_AXES = 8  # of a tensor: multiplying a million of them would take minutes
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -79,7 +80,7 @@ def _place(path: Path, name: str, entry: Any, start: int, size: int) -> Place:
     try:
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         known = entry["dtype"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = len(shape) <= MAX_AXES and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path}: the header entry of {name} is damaged") from None
     if not isinstance(known, str) or known not in DTYPES:

@@ -84,6 +84,8 @@ def test_text_that_cannot_be_made_is_one_line(finished, corpus):
         (["trian"], "unknown verb trian; did you mean train?"),
         (["--confg=x"], "unknown argument --confg=x"),
         (["--config.train.stepz=3"], "unknown config key train.stepz; did you mean steps?"),
+        (["--config.export.dtyp=bfloat16"], "unknown config key export.dtyp; did you mean dtype?"),
+        (["generate", "--seed=99999999999"], "is not a whole number from 0 to 2,147,483,647"),
         (["--config.trian.steps=3"], "there is no group trian; did you mean train?"),
         (["--config.train.steps=many"], "config train.steps='many' must be an integer"),
         (

@@ -20,9 +20,12 @@ def export(config: ExportConfig, run: Run, workdir: Path) -> Path:
     """Makes `workdir/export` and returns it."""
     params, step = load_params(run, workdir)
     tokenizer = open_tokenizer(workdir)
+    length = max(run.row_length, imported_positions(run.start, workdir))
     spec = {
         "version": VERSION,
         "train": made_from(run, workdir),
+        "model": dataclasses.asdict(run.model),  # of which an import alone leaves some to the config
+        "max_positions": length,
         "step": step,
         "export": dataclasses.asdict(config),
         "tokenizer": tokenizer.fingerprint,
@@ -31,7 +34,6 @@ def export(config: ExportConfig, run: Run, workdir: Path) -> Path:
     if stage.finished:
         say(f"export: {stage.folder} is up to date")
         return stage.folder
-    length = max(run.row_length, imported_positions(run.start, workdir))
     ends = {"bos": tokenizer.bos, "eos": tokenizer.eos}
     write_model(stage.folder, run.model, params, max_positions=length, dtype=config.dtype, **ends)
     write_tokenizer(stage.folder, tokenizer, length)

@@ -4,7 +4,7 @@ workdir/import/checkpoints/0      the parameters, verified like those of any che
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,13 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
         "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},
         "growth": _growth_hash(workdir),
     }
+    seen = _seen(folder, spec["files"])
     stage = Stage(workdir / FOLDER, spec, stale=stale)
     if stage.finished:
         say(f"import: {stage.folder} is up to date")
         return
     params = read_params(folder, dataclasses.replace(described, dtype=model.dtype), place=np.asarray)
-    if model.vocab_size > described.vocab_size:
+    if spec["growth"] or model.vocab_size > described.vocab_size:  # new ids may fit into the padding's rows
         new = NewIds(*read_growth(workdir / TOKENIZER / GROWTH)) if spec["growth"] else _padding(described)
         _, params = grow(described, params, new, model.vocab_size, start.new_rows, start.seed)
     checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=1)
@@ -88,8 +89,27 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
         checkpoints.save(_state(jax.tree.map(jnp.asarray, params)), 0, {"from": str(folder)})
     checkpoints.close()
     positions = read_json_object(folder / "config.json", MAX_BYTES).get("max_position_embeddings")
-    stage.finish([], {"parameters": model.num_parameters, "max_positions": positions})
+    stage.finish([], {"parameters": model.num_parameters, "max_positions": positions, "seen": seen})
     say(f"import: {count(model.num_parameters)} parameters of {folder} in {stage.folder}")
+
+
+def require_imported(start: StartConfig, workdir: Path) -> None:
+    """Refuses a `start.folder` that holds other files than those that were imported, if something was."""
+    stage, folder = workdir / FOLDER, Path(start.folder).expanduser()
+    if not start.folder or not (stage / MANIFEST).exists():
+        return
+    manifest = read_stage(stage, "import")
+    names = manifest["spec"]["files"]
+    if _seen(folder, names) == manifest["summary"].get("seen"):
+        return  # of equal size and time: hashing takes a second a gigabyte
+    found = {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
+    require_spec(stage, manifest, {"files": found})
+
+
+def _seen(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of files that are there."""
+    stats = {name: (folder / name).stat() for name in names if (folder / name).is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def imported_params(start: StartConfig, model: ModelConfig, workdir: Path) -> transformer.Params:

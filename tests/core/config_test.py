@@ -85,6 +85,15 @@ def test_override_of_an_unknown_group_names_the_nearest():
         override(ConfigDict({"outer": {}}), "outr.steps", "1")
 
 
+def test_a_group_that_the_experiment_leaves_out_can_be_given():
+    config = ConfigDict({"model": {}}).lock()
+    override(config, "export.dtype", "bfloat16", groups=("model", "export"))
+    override(config, "model.rope_scaling.factor", "2", groups=("model", "export"))
+    assert config.to_dict() == {"model": {"rope_scaling": {"factor": "2"}}, "export": {"dtype": "bfloat16"}}
+    with pytest.raises(UserError, match="no group exprt; did you mean export"):
+        override(config, "exprt.dtype", "bfloat16", groups=("model", "export"))
+
+
 def test_keys_that_refer_to_an_overridden_one_follow():
     config = ConfigDict({"tokenizer": {"vocab_size": 4096}})
     config.model = ConfigDict({"vocab_size": config.tokenizer.get_oneway_ref("vocab_size")})

@@ -300,7 +300,7 @@ SMALL = ModelConfig(vocab_size=96, num_layers=4, d_model=32, num_heads=4, num_kv
         ({"qk_norm": True}, "the nearest, smollm3, has no qk_norm=True"),
         ({"attention_scale": 3.0}, "the nearest, smollm3, has no attention_scale=3.0"),
         ({"attention_scale": 1e-300}, "has no attention_scale=1e-300"),
-        ({"sliding_window": 4, "no_rope_every": 0, "global_every": 2}, "the nearest, "),
+        ({"sliding_window": 4, "no_rope_every": 0, "feed_forward": "geglu"}, "the nearest, mistral"),
         ({"embedding_scale": 2.0, "norm_plus_one": True}, "has no norm_plus_one=True, embedding_scale=2.0"),
     ],
 )
@@ -373,6 +373,10 @@ def test_what_is_exported_comes_back_as_the_same_mathematics(config, gemma):
         ({"no_rope_every": 0, "qkv_bias": True, "output_bias": True}, "llama"),
         ({"no_rope_every": 0, "sliding_window": 8}, "mistral"),
         ({"no_rope_every": 0, "sliding_window": 8, "global_every": 1}, "llama"),
+        ({"no_rope_every": 0, "sliding_window": 8, "global_every": 2}, "smollm3"),
+        ({"sliding_window": 8}, "smollm3"),
+        ({"no_rope_every": 0, "sliding_window": 8, "qk_norm": True}, "qwen3"),
+        ({"no_rope_every": 0, "sliding_window": 8, "global_every": 2, "qkv_bias": True}, "qwen2"),
         ({"no_rope_every": 0, "rope_scaling": RopeScaling("yarn", 2.0, 1.0, 16, attention_factor=1.0)}, "llama"),
     ],
 )

@@ -110,6 +110,7 @@ def entry(shape=(2,), offsets=(0, 8), dtype="F32"):
         ({"x": entry(shape=[2.0])}, "entry of x is damaged"),
         ({"x": entry(shape=[True, 2])}, "entry of x is damaged"),
         ({"x": entry(shape="2")}, "entry of x is damaged"),
+        ({"x": entry(shape=[1] * 8 + [2])}, "entry of x is damaged"),
         ({"x": entry(shape=[10**30])}, "entry of x is damaged"),
         ({"x": entry(shape=[2**62], offsets=(0, 2**64))}, "cut short: tensor x ends at byte"),
         ({"x": entry(offsets=(-8, 0))}, "entry of x is damaged"),

@@ -1,5 +1,6 @@
 """A run that begins with a model that exists: imported, looked at, continued, grown, exported again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 from core.files import read_json
 from data.tokenizer_sentencepiece import SentencePieceTokenizer
 from lab import ROOT, launch
-from model.hf import read_params
+from model.hf import read_params, write_model
 from model.hf_config import read_config
 from train.start import fill_in
 
@@ -73,10 +74,33 @@ def test_an_import_from_other_weights_is_refused_or_replaced(continued, corpus, 
     result = launch("import", *flags(workdir, corpus, other))
     assert result.returncode == 2
     assert "import" in result.stderr.splitlines()[-1]
+    result = launch("generate", *flags(workdir, corpus, other, f"--config.tokenizer.path={finished / 'export'}"))
+    assert result.returncode == 2, result.stdout
+    assert "import was made from something else (files.model.safetensors" in result.stderr.splitlines()[-1]
 
 
-def test_a_grown_vocabulary_keeps_old_ids_and_begins_with_means(tmp_path, corpus, finished):
+def test_an_import_is_exported_again_as_the_config_now_has_it(continued, corpus, finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(continued[0], workdir)
+    shutil.rmtree(workdir / "train")
+    stretched = ("--config.model.rope_scaling.kind=interpolation", "--config.model.rope_scaling.factor=2")
+    for more, factor in (((), 1), (stretched, 2)):
+        result = launch("export", *flags(workdir, corpus, finished / "export", *more))
+        assert result.returncode == 0, result.stderr
+        assert read_config(workdir / "export").rope_scaling.factor == factor
+
+
+@pytest.mark.parametrize("padding", [0, 30])  # rows of the model beyond its tokenizer's ids
+def test_a_grown_vocabulary_keeps_old_ids_and_begins_with_means(tmp_path, corpus, finished, padding):
     source, workdir = finished / "export", tmp_path / "run"
+    if padding:
+        source = tmp_path / "padded"
+        shutil.copytree(finished / "export", source)
+        config = read_config(source)
+        params = read_params(source, config, place=np.asarray)
+        table = np.pad(params["embedding"], ((0, padding), (0, 0)), constant_values=7)
+        config = dataclasses.replace(config, vocab_size=len(table))
+        write_model(source, config, {**params, "embedding": table}, max_positions=64, bos=1, eos=2)
     old = SentencePieceTokenizer(source / "tokenizer.model")
     size = old.vocab_size + 20
     given = flags(workdir, corpus, source, f"--config.tokenizer.extend_to={size}")
@@ -90,7 +114,8 @@ def test_a_grown_vocabulary_keeps_old_ids_and_begins_with_means(tmp_path, corpus
     config = read_config(workdir / "export")
     table = np.asarray(read_params(workdir / "export", config)["embedding"])
     before = np.asarray(read_params(source, read_config(source))["embedding"])
-    np.testing.assert_array_equal(table[: len(before)], before)
+    np.testing.assert_array_equal(table[: old.vocab_size], before[: old.vocab_size])
+    np.testing.assert_array_equal(table[size:], before[size:])
     for identifier in range(old.vocab_size, size):
         pieces = old.processor.encode(new.processor.id_to_piece(identifier).replace("\u2581", " "))
         np.testing.assert_allclose(table[identifier], before[pieces].mean(0), atol=1e-6)
