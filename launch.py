@@ -288,9 +288,10 @@ class Experiment:
     def import_(self) -> None:
         """A model that exists, and its tokenizer."""
         from data.tokenize import take_tokenizer
-        from train.start import import_model
+        from train.start import import_model, require_importable
 
-        if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
+        require_importable(self.parts["start"], self.parts["model"])
+        if not self.parts["tokenizer"].extend_to:
             take_tokenizer(self.parts["tokenizer"], self.workdir, self.stale)
         import_model(self.parts["start"], self.parts["model"], self.workdir, stale=self.stale)
 

@@ -69,7 +69,7 @@ def explain(error: BaseException) -> Explained | None:
         return Explained(str(error), error.exit_code)
     cause: BaseException | None = error
     while cause is not None:
-        line = str(cause) if isinstance(cause, UserError) else _explain_disk(cause)
+        line = str(cause) if isinstance(cause, UserError) else _explain_memory(cause) or _explain_disk(cause)
         if line is not None:
             return Explained(_one_line(line), 2)
         cause = cause.__cause__
@@ -82,6 +82,15 @@ def _one_line(text: str) -> str:
     if len(words) > MAX_LINE:
         words = f"{words[: MAX_LINE // 2]} ... {words[-MAX_LINE // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def _explain_memory(error: BaseException) -> str | None:
+    """What JAX says when an array or a compiled step does not fit."""
+    if not isinstance(error, RuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    asked = re.search(r"[Oo]ut of memory[^\n.]*", str(error))
+    said = asked[0] if asked else "it is used up"
+    return f"the device has too little memory ({said}); fewer or shorter rows, eval.context or model.remat need less"
 
 
 def _explain_disk(error: BaseException) -> str | None:

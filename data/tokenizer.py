@@ -68,8 +68,13 @@ class Tokenizer(abc.ABC):
         """The bytes of each id; those of a special token are its name."""
 
     def document(self, text: str) -> list[int]:
-        """Ids of a whole document, with the tokens that its family puts at its beginning and end."""
-        return [*self.begin, *self.encode(text), *([] if self.eos is None else [self.eos])]
+        """Ids of a whole document, with the tokens that its family puts at its beginning and end.
+
+        Without one for the beginning it begins with the end of another document, as in a stream of them: so its first
+        token is predicted too, and bits per byte count every byte.
+        """
+        end = () if self.eos is None else (self.eos,)
+        return [*(self.begin or end), *self.encode(text), *end]
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a document's beginning, to be continued: at least one, the end of another document if need be."""

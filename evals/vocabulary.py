@@ -215,9 +215,11 @@ def _script(text: str) -> str:
 def print_table(result: Mapping[str, Any]) -> None:
     """The numbers of every language on standard output, separated by tabs."""
     head = [f"{name}_{side}" for name in COLUMNS for side in SIDES]
-    rows = [["language", "bytes", "changed", *head]]
+    bits = result["bits_per_byte"]
+    rows = [["language", "bytes", "changed", *head, *(f"bits_per_byte_{side}" for side in SIDES if bits)]]
     for language, own in result["languages"].items():
         cells = [own[side][name] for name in COLUMNS for side in SIDES]
+        cells += [bits[language][side] for side in SIDES] if bits else []
         numbers = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in (own["changed"], *cells)]
         rows.append([printable(language), str(own["bytes"]), *numbers])
     sys.stdout.write("".join("\t".join(row) + "\n" for row in rows))

@@ -4,7 +4,7 @@ Both directions go tensor by tensor: beyond the parameters themselves they hold 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -171,6 +171,11 @@ def _find_by_index(folder: Path) -> dict[str, Place]:
     return places
 
 
+def require_tensors(folder: Path, config: ModelConfig) -> None:
+    """Refuses a folder whose tensors, by their headers, are not those of `config`."""
+    _check(folder, config, _find(folder))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, and their index where there is one."""
     files = sorted({place.path for place in _find(folder).values()})
@@ -217,6 +222,7 @@ def write_model(
     max_positions: int,
     bos: int | None,
     eos: int | None,
+    stop_ids: Collection[int] = (),
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads: config, weights, generation defaults.
@@ -225,7 +231,9 @@ def write_model(
     """
     described = to_hf(config, max_positions=max_positions, bos=bos, eos=eos, dtype=dtype)
     write_json(folder / "config.json", described)
-    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, "do_sample": True, "top_k": 50}
+    ends = sorted(set(stop_ids) | ({eos} if eos is not None else set()))  # a chat ends its turns with another
+    generation = {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else eos, "pad_token_id": eos}
+    generation |= {"do_sample": True, "top_k": 50}
     write_json(folder / "generation_config.json", generation)
     write_weights(folder, config, params, dtype)
 

@@ -12,7 +12,7 @@ from train.config import ExportConfig
 from train.run import Run, load_params, made_from
 from train.start import imported_positions
 
-VERSION = 1
+VERSION = 2
 FOLDER = "export"
 
 
@@ -34,7 +34,7 @@ def export(config: ExportConfig, run: Run, workdir: Path) -> Path:
     if stage.finished:
         say(f"export: {stage.folder} is up to date")
         return stage.folder
-    ends = {"bos": tokenizer.bos, "eos": tokenizer.eos}
+    ends = {"bos": tokenizer.bos, "eos": tokenizer.eos, "stop_ids": tokenizer.stop_ids}
     write_model(stage.folder, run.model, params, max_positions=length, dtype=config.dtype, **ends)
     write_tokenizer(stage.folder, tokenizer, length)
     if (template := workdir / TOKENS / TEMPLATE).exists():  # that conversations were trained on with

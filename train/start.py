@@ -20,7 +20,7 @@ from data.tokenizer_extend import GROWTH, read_growth
 from model import transformer
 from model.config import ModelConfig
 from model.grow import NewIds, grow
-from model.hf import read_params, weight_files
+from model.hf import read_params, require_tensors, weight_files
 from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import sharding
 from train.checkpoint import Checkpoints
@@ -53,8 +53,8 @@ def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "tokenizer": tokenizer, "model": {**shape, **tree.get("model", {})}}
 
 
-def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
-    """Makes `workdir/import` from `start.folder`."""
+def require_importable(start: StartConfig, model: ModelConfig) -> ModelConfig:
+    """The model of `start.folder`; refuses a folder that is not whole, and a config that asks for another model."""
     if not start.folder:
         raise UserError(EMPTY)
     folder = Path(start.folder).expanduser()
@@ -68,6 +68,14 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
     if model.vocab_size < described.vocab_size:
         rows = described.vocab_size
         raise UserError(f"config model.vocab_size={model.vocab_size} is less than the {rows} rows of {folder}")
+    require_tensors(folder, described)
+    return described
+
+
+def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
+    """Makes `workdir/import` from `start.folder`."""
+    described = require_importable(start, model)
+    folder = Path(start.folder).expanduser()
     files = weight_files(folder)
     spec = _spec(start, model) | {
         "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},
@@ -78,15 +86,16 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
     if stage.finished:
         say(f"import: {stage.folder} is up to date")
         return
-    params = read_params(folder, dataclasses.replace(described, dtype=model.dtype), place=np.asarray)
+    params = read_params(folder, described)
     if spec["growth"] or model.vocab_size > described.vocab_size:  # new ids may fit into the padding's rows
         new = NewIds(*read_growth(workdir / TOKENIZER / GROWTH)) if spec["growth"] else _padding(described)
         _, params = grow(described, params, new, model.vocab_size, start.new_rows, start.seed)
+        params = jax.tree.map(jnp.asarray, params)  # the tables that grew
     checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=1)
     for step in checkpoints.steps:  # of an import that was killed
         checkpoints.check(step)
     if not checkpoints.steps:
-        checkpoints.save(_state(jax.tree.map(jnp.asarray, params)), 0, {"from": str(folder)})
+        checkpoints.save(_state(params), 0, {"from": str(folder)})
     checkpoints.close()
     positions = read_json_object(folder / "config.json", MAX_BYTES).get("max_position_embeddings")
     stage.finish([], {"parameters": model.num_parameters, "max_positions": positions, "seen": seen})
@@ -122,8 +131,8 @@ def imported_params(start: StartConfig, model: ModelConfig, workdir: Path) -> tr
 
 
 def is_only_imported(start: StartConfig, workdir: Path) -> bool:
-    """Whether there is a model to look at, but no training yet."""
-    return bool(start.folder) and not (workdir / "train" / MANIFEST).exists()
+    """Whether there is a model to look at, but no trained one yet."""
+    return bool(start.folder) and not Checkpoints(workdir / "train" / "checkpoints").steps
 
 
 def start_spec(start: StartConfig, workdir: Path) -> dict[str, Any]:

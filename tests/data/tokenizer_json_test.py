@@ -101,21 +101,21 @@ def test_offsets_cover_the_text(family):
     assert spans == sorted(spans)
 
 
-def test_documents_begin_and_end_as_the_family_has_it(family):
+def test_documents_begin_and_end_with_a_token_of_the_family(family):
     names = {i: name for name, i in family.special_tokens.items()}
     ids = family.document("x")
     expected = {
-        "gpt2": (None, "<|endoftext|>"),
-        "smollm2": (None, "<|im_end|>"),
+        "gpt2": ("<|endoftext|>", "<|endoftext|>"),
+        "smollm2": ("<|im_end|>", "<|im_end|>"),
         "llama3": ("<|begin_of_text|>", "<|end_of_text|>"),
-        "qwen3": (None, "<|im_end|>"),
+        "qwen3": ("<|im_end|>", "<|im_end|>"),
         "llama2": ("<s>", "</s>"),
         "gemma2": ("<bos>", "<eos>"),
     }
     assert (names.get(ids[0]), names[ids[-1]]) == expected[family.path.parent.name]
     assert family.decode(ids) == "x"
     assert family.prompt("")
-    assert family.prompt("x") == ids[:-1]
+    assert family.prompt("x") == ids[0 if family.begin else 1 : -1]
 
 
 def test_all_that_ends_a_turn_stops(tmp_path):
