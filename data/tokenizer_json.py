@@ -24,7 +24,7 @@ class JsonTokenizer(Tokenizer):
     """A `tokenizer.json`: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM), or with byte fallback (Llama 2, Gemma)."""
 
     def __init__(self, path: Path):
-        self.path, self.library = path, _library(path)
+        self.path, self.tokenizers = path, _library(path)
         content = read_bounded(path)
         described = parse(path, content)
         self.names = read_vocabulary(path, described)
@@ -113,7 +113,7 @@ class JsonTokenizer(Tokenizer):
 
     def _open(self) -> Any:
         with self._told():
-            backend = self.library.Tokenizer.from_buffer(self.content)
+            backend = self.tokenizers.Tokenizer.from_buffer(self.content)
             backend.no_truncation()
             backend.no_padding()
             return backend
