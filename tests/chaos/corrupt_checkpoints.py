@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from chaos.corruptions import Row, run
 
+from core.files import MANIFEST
 from model.config import ModelConfig
 from optim.build import build
 from optim.config import OptimConfig
@@ -37,8 +38,8 @@ def write_checkpoint(folder: Path, hashed_below: int | None = None) -> state.Tra
     return made
 
 
-def outcome(folder: Path, expected: state.TrainState) -> str:
-    """`detected`, `harmless`, or what went wrong."""
+def outcome(folder: Path, original: Path, expected: state.TrainState) -> str:
+    """`detected`, `harmless`, or what went wrong, with a checkpoint that was copied from `original` and corrupted."""
     reader = Checkpoints(folder.parent)
     try:
         found, record = reader.restore(ABSTRACT, SHARDINGS, STEP), reader.record(STEP)
@@ -49,13 +50,30 @@ def outcome(folder: Path, expected: state.TrainState) -> str:
     equal = record == RECORD and jax.tree.structure(found) == jax.tree.structure(expected)
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected))
     same = equal and all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-    return "harmless" if same else "a wrong value, silently"
+    if not same:
+        return "a wrong value, silently"
+    return "overlooked, though the manifest tells" if told_by_manifest(folder, original) else "harmless"
+
+
+def told_by_manifest(folder: Path, original: Path) -> bool:
+    """Whether a file has another size than the manifest says or, where it says a hash, other bytes."""
+    files = {MANIFEST: {"hash": ""}, **manifest.read_manifest(original)["files"]}
+
+    def differs(name: str) -> bool:
+        data, now = (original / name).read_bytes(), folder / name
+        if not now.is_file() or now.stat().st_size != len(data):
+            return True
+        return "hash" in files[name] and now.read_bytes() != data
+
+    return any(map(differs, files))
 
 
 def check(folder: Path, hashed_below: int | None, seed: int, count: int) -> list[Row]:
     """Writes a checkpoint, corrupts it, and fails where anything but `detected` and `harmless` came out."""
     expected = write_checkpoint(folder, hashed_below)
-    assert outcome(folder / str(STEP), expected) == "harmless"
-    rows, wrong = run(folder / str(STEP), functools.partial(outcome, expected=expected), seed, count)
+    original = folder / str(STEP)
+    judge = functools.partial(outcome, original=original, expected=expected)
+    assert judge(original) == "harmless"
+    rows, wrong = run(original, judge, seed, count)
     assert not wrong, "\n".join(wrong)
     return rows
