@@ -17,7 +17,7 @@ quickstart: $(VENV)/quickstart ## the whole line on a laptop: documents to an ev
 	$(BIN)/python launch.py --config=experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/test ## all tests that take seconds
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" --durations=10
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" --durations=10 -n auto --maxprocesses=4 --dist loadscope
 
 test-slow: $(VENV)/test ## the others
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow

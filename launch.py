@@ -50,9 +50,9 @@ QUICKSTART = Path(__file__).resolve().parent / "experiments" / "quickstart.py"
 DESCRIPTION = """\
 Quintet pretrains language models, from raw documents to an evaluated model.
 
-Without a verb the whole recipe runs: curate, tokenize, train, eval, report, export. Each stage writes into its
-own folder of the workdir. Run the same command again at any time: finished stages are skipped, an interrupted
-one continues, and one made from another config is refused.
+Without a verb the whole recipe runs: curate, tokenize, import (where the config begins with a model), train, eval,
+report, export. Each stage writes into its own folder of the workdir. Run the same command again at any time: finished
+stages are skipped, an interrupted one continues, and one made from another config is refused.
 """
 EXAMPLES = """\
 verbs:
@@ -214,11 +214,11 @@ def open_experiment(arguments: argparse.Namespace) -> "Experiment":
     from core.config import load_experiment, parse_parts
 
     tree = load_experiment(Path(arguments.config), arguments.overrides, groups=PARTS)
+    workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
     if "start" in tree:
         from train.start import fill_in
 
-        tree = fill_in(tree)
-    workdir = Path(arguments.workdir or f"runs/{Path(arguments.config).stem}").expanduser()
+        tree = fill_in(tree, workdir)
     classes = {name: getattr(importlib.import_module(room), cls) for name, (room, cls) in PARTS.items()}
     return Experiment(workdir, arguments, parse_parts(classes, tree))
 
@@ -288,9 +288,10 @@ class Experiment:
     def import_(self) -> None:
         """A model that exists, and its tokenizer."""
         from data.tokenize import take_tokenizer
-        from train.start import import_model, require_importable
+        from train.start import import_model, is_gone, require_importable
 
-        require_importable(self.parts["start"], self.parts["model"])
+        if not is_gone(self.parts["start"].folder, self.workdir):
+            require_importable(self.parts["start"], self.parts["model"])
         if not self.parts["tokenizer"].extend_to:
             take_tokenizer(self.parts["tokenizer"], self.workdir, self.stale)
         import_model(self.parts["start"], self.parts["model"], self.workdir, stale=self.stale)

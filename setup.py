@@ -49,6 +49,7 @@ EXTRAS = {
     "notebook": NOTEBOOK,
     "test": [
         "pytest>=9",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.155",
         "ruff>=0.14",
         *HF,

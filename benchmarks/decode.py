@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from turns import Side, machine_seconds, wait_until_quiet
 
+from core.errors import raise_on_sigterm
 from model import transformer
 from model.config import ModelConfig
 from model.hf import write_model
@@ -79,6 +80,7 @@ def main() -> None:
         "--peer-huge-pages", action="store_const", const=HUGE_PAGES, default={}, help="give PyTorch the same setting"
     )
     arguments = parser.parse_args()
+    raise_on_sigterm()  # so that what lies in the temporary folder goes
     here, threads = Path(__file__).parent, os.cpu_count()
     print("| model | rows | Quintet tokens/s | transformers tokens/s | ratio | min | max ", end="")
     print("| Quintet undisturbed | transformers undisturbed | ratio ", end="")

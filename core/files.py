@@ -137,6 +137,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether the folder of a stage says that it is finished."""
+    path = folder / MANIFEST
+    return path.exists() and read_manifest(path)["complete"]
+
+
 def read_stage(folder: Path, verb: str) -> dict[str, Any]:
     """The manifest of a finished stage; `verb` is what makes it."""
     path = folder / MANIFEST

@@ -81,7 +81,7 @@ class TokenizerConfig:
         special = {"special": self.special} if self.special else {}
         if self.path:
             extended = {"extend_to": self.extend_to, "train_mb": self.train_mb} if self.extend_to else {}
-            return {"path": self.path, **special, **extended}
+            return {"given": True, **special, **extended}  # its files are hashed; where they lie may change
         return {"vocab_size": self.vocab_size, "model": self.model, "train_mb": self.train_mb, **special}
 
 

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import Stage, Stale, atomic_write, hash_file, read_json, read_stage, require_spec, write_json
+from core.files import (
+    Stage,
+    Stale,
+    atomic_write,
+    hash_file,
+    is_complete,
+    read_json,
+    read_stage,
+    require_spec,
+    write_json,
+)
 from core.progress import say, track
 from data.chat import ChatTemplate, default_source, open_template, read_template
 from data.config import TokenizerConfig
@@ -46,7 +56,7 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    if config.extend_to:
+    if config.extend_to and not _is_gone(config, workdir):
         tokenizer = _extend_tokenizer(config, curated["hashes"], workdir, stale)
     elif config.path:
         tokenizer = take_tokenizer(config, workdir, stale)
@@ -96,7 +106,7 @@ def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
     """Refuses a tokenizer or a template of another config, and files that are no longer those that were taken."""
     folder = workdir / TOKENIZER
     spec = {"tokenizer": config.decides()}
-    if config.path and Path(config.path).expanduser().exists():  # the copy serves where the original is gone
+    if config.path and not _is_gone(config, workdir):
         spec["files"] = _hashes(_sources(config))
     require_spec(folder, read_stage(folder, "tokenize"), spec)
     folder = workdir / TOKENS
@@ -135,6 +145,11 @@ def open_tokenizer(workdir: Path) -> Tokenizer:
 
 def take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:
     """A tokenizer that exists, copied."""
+    if _is_gone(config, workdir):
+        folder = workdir / TOKENIZER
+        require_spec(folder, read_stage(folder, "tokenize"), {"tokenizer": config.decides()})
+        say(f"tokenize: {config.path} is no longer there; what {folder} holds of it serves")
+        return open_tokenizer_file(folder)
     given = open_tokenizer_file(config.path)
     given.require_special(config.special)
     sources = _sources(config)
@@ -170,6 +185,11 @@ def _training_texts(workdir: Path) -> Iterator[str]:
     for shard in sorted((workdir / CURATED).glob("train-*.parquet")):
         for document in read_documents(shard):
             yield document.text
+
+
+def _is_gone(config: TokenizerConfig, workdir: Path) -> bool:
+    """Whether a tokenizer that was taken is no longer where it was."""
+    return not Path(config.path).expanduser().exists() and is_complete(workdir / TOKENIZER)
 
 
 def tokenizer_file(config: TokenizerConfig) -> Path:

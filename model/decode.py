@@ -39,8 +39,7 @@ class Decoder:
         windows = transformer.window_of_layers(config, context)
         self.layers = []
         for i, uses_rope in enumerate(config.uses_rope):
-            # Matrices in the dtype of the computation; norms stay in float32, as in training.
-            own = jax.tree.map(lambda a, i=i: a[i].astype(config.dtype) if a.ndim > 2 else a[i], params["layers"])
+            own = jax.tree_util.tree_map_with_path(lambda path, a, i=i: _cast(path, a[i], config), params["layers"])
             window = None if windows is None else jnp.asarray(windows[i])
             self.layers.append((own, jnp.asarray(uses_rope), window))
         # [D, V]: XLA:CPU multiplies a few rows by [V, D] at half the speed. A tied embedding is held once, so too.
@@ -82,6 +81,12 @@ class Decoder:
         for i, (params, uses_rope, window) in enumerate(self.layers):
             x_B1D, caches[i] = run.extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, caches[i], positions_B1)
         return run.logits(self.outer, x_B1D)
+
+
+def _cast(path: tuple[Any, ...], array: jax.Array, config: ModelConfig) -> jax.Array:
+    """Matrices in the dtype of the computation; norms and biases stay in float32, as in training."""
+    vector = path[-1].key == "scale" or path[-1].key.endswith("bias")
+    return array if vector else array.astype(config.dtype)
 
 
 class _Compiled(NamedTuple):

@@ -19,14 +19,15 @@ def generate(
 ) -> Iterator[list[int | None]]:
     """Yields the next id of every prompt, up to `max_tokens` times; None once it has ended.
 
-    A row ends with one of `stop_ids`, which is yielded, or when its cache is full. Equal arguments give equal ids.
+    A row ends with one of `stop_ids`, which is yielded, or when its cache is full; the token after the last that the
+    cache holds is still yielded. Equal arguments give equal ids.
     """
     if max_tokens <= 0:
         return
     logits_BV, caches = decoder.prefill(prompts)
     lengths_B = np.array([len(prompt) for prompt in prompts])
     room_B = decoder.context - lengths_B
-    ended_B = room_B <= 0
+    ended_B = np.zeros(len(prompts), bool)
     tokens_B = sample(logits_BV, sampling, seed, 0)
     for number in range(max_tokens):
         following_B = None
@@ -34,7 +35,7 @@ def generate(
             logits_BV = decoder.step(caches, tokens_B, lengths_B + number)
             following_B = sample(logits_BV, sampling, seed, number + 1)
         ids = np.asarray(tokens_B).tolist()
-        ended_B = ended_B | (number >= room_B)
+        ended_B = ended_B | (number > room_B)
         if ended_B.all():
             return
         yield [None if ended else token for ended, token in zip(ended_B, ids)]

@@ -1,6 +1,7 @@
 """Where a run begins: fresh parameters, or those of a Hugging Face folder, grown to a larger vocabulary if asked.
 
 workdir/import/checkpoints/0      the parameters, verified like those of any checkpoint
+workdir/import/config.json        a copy; once imported, the folder may go
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, hash_file, read_json, read_stage, require_spec
+from core.files import MANIFEST, Stage, Stale, hash_file, is_complete, read_json, read_stage, require_spec
 from core.progress import count, say
 from data.tokenize import TOKENIZER
 from data.tokenizer_extend import GROWTH, read_growth
@@ -34,7 +35,7 @@ CHANGEABLE = ("dtype", "remat", "init_std", "rope_theta", "rope_scaling", "vocab
 EMPTY = "config start.folder is empty; name the Hugging Face folder to import"
 
 
-def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
+def fill_in(tree: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """A config tree whose `start.folder` says what it leaves open: the model's shape and the tokenizer.
 
     Keys that the tree gives win: `model.dtype`, `model.rope_scaling`, a larger `model.vocab_size`.
@@ -46,11 +47,17 @@ def fill_in(tree: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(EMPTY)
         return dict(tree)
     tokenizer = {"path": str(folder), **tree.get("tokenizer", {})}
-    shape = dataclasses.asdict(read_config(Path(str(folder)).expanduser()))
+    gone = is_gone(str(folder), workdir)
+    shape = dataclasses.asdict(read_config(workdir / FOLDER if gone else Path(str(folder)).expanduser()))
     extended = str(tokenizer.get("extend_to", 0))  # typed on the command line it is still text
     if extended.isdecimal():
         shape["vocab_size"] = max(shape["vocab_size"], int(extended))
     return {**tree, "tokenizer": tokenizer, "model": {**shape, **tree.get("model", {})}}
+
+
+def is_gone(folder: str, workdir: Path) -> bool:
+    """Whether a folder that was imported is no longer there."""
+    return not Path(folder).expanduser().exists() and is_complete(workdir / FOLDER)
 
 
 def require_importable(start: StartConfig, model: ModelConfig) -> ModelConfig:
@@ -74,6 +81,10 @@ def require_importable(start: StartConfig, model: ModelConfig) -> ModelConfig:
 
 def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
     """Makes `workdir/import` from `start.folder`."""
+    if is_gone(start.folder, workdir):
+        require_spec(workdir / FOLDER, read_stage(workdir / FOLDER, "import"), _spec(start, model))
+        say(f"import: {workdir / FOLDER} is up to date; {start.folder} is no longer there")
+        return
     described = require_importable(start, model)
     folder = Path(start.folder).expanduser()
     files = weight_files(folder)
@@ -97,15 +108,17 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
     if not checkpoints.steps:
         checkpoints.save(_state(params), 0, {"from": str(folder)})
     checkpoints.close()
-    positions = read_json_object(folder / "config.json", MAX_BYTES).get("max_position_embeddings")
-    stage.finish([], {"parameters": model.num_parameters, "max_positions": positions, "seen": seen})
+    copy = stage.folder / "config.json"
+    copy.write_bytes((folder / "config.json").read_bytes())
+    positions = read_json_object(copy, MAX_BYTES).get("max_position_embeddings")
+    stage.finish([copy], {"parameters": model.num_parameters, "max_positions": positions, "seen": seen})
     say(f"import: {count(model.num_parameters)} parameters of {folder} in {stage.folder}")
 
 
 def require_imported(start: StartConfig, workdir: Path) -> None:
     """Refuses a `start.folder` that holds other files than those that were imported, if something was."""
     stage, folder = workdir / FOLDER, Path(start.folder).expanduser()
-    if not start.folder or not (stage / MANIFEST).exists():
+    if not start.folder or not (stage / MANIFEST).exists() or is_gone(start.folder, workdir):
         return
     manifest = read_stage(stage, "import")
     names = manifest["spec"]["files"]

@@ -81,7 +81,7 @@ def test_generation_ends_with_the_last_row():
 
 def test_a_full_cache_is_an_end_for_want_of_room():
     full = [7] * CONTEXT
-    assert run(completer("x"), [full, full[2:]], max_tokens=None)[0] == [("", "length", 0), ("xx", "length", 2)]
+    assert run(completer("x"), [full, full[2:]], max_tokens=None)[0] == [("x", "length", 1), ("xxx", "length", 3)]
     with pytest.raises(UserError, match=r"longer than the cache.*eval\.context"):
         run(completer("x"), [[7, *full]])
 

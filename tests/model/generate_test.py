@@ -60,11 +60,12 @@ def test_greedy_takes_the_likeliest_whoever_else_is_in_the_batch(params, decoder
         assert ids == likeliest[len(prompt) - 1 : -1].tolist()
 
 
-def test_a_row_ends_when_its_cache_is_full(decoder):
+def test_a_row_ends_when_its_cache_is_full(params, decoder):
     short, long = run(decoder, [[1], [2] * (CONTEXT - 3)], sampling=GREEDY, max_tokens=CONTEXT + 5)
-    assert len(short) == CONTEXT - 1
-    assert [token is None for token in long] == [False] * 3 + [True] * (CONTEXT - 4)
-    assert run(decoder, [[1] * CONTEXT], max_tokens=3) == [[]]
+    assert len(short) == CONTEXT  # one more than slots are left: nothing follows the last, so it needs none
+    assert [token is None for token in long] == [False] * 4 + [True] * (CONTEXT - 4)
+    full = [1] * CONTEXT
+    assert run(decoder, [full], sampling=GREEDY, max_tokens=3) == [[logits_by_hand(params, full)[-1].argmax()]]
 
 
 @pytest.mark.parametrize(("prompts", "message"), [([[1] * 49], "49 tokens is longer"), ([[1], []], "empty")])

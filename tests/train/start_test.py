@@ -74,9 +74,25 @@ def test_an_import_from_other_weights_is_refused_or_replaced(continued, corpus, 
     result = launch("import", *flags(workdir, corpus, other))
     assert result.returncode == 2
     assert "import" in result.stderr.splitlines()[-1]
-    result = launch("generate", *flags(workdir, corpus, other, f"--config.tokenizer.path={finished / 'export'}"))
+    result = launch("generate", *flags(workdir, corpus, other))
     assert result.returncode == 2, result.stdout
     assert "import was made from something else (files.model.safetensors" in result.stderr.splitlines()[-1]
+
+
+def test_once_imported_the_folder_may_move_or_go(continued, corpus, finished, tmp_path):
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(continued[0], workdir)
+    shutil.copytree(finished / "export", moved)
+    said = launch("generate", *flags(workdir, corpus, moved), "--prompt=a", "--max-tokens=4")
+    assert said.returncode == 0, said.stderr
+    shutil.rmtree(moved)
+    for verb in ("import", "train"):  # nothing left to do
+        result = launch(verb, *flags(workdir, corpus, moved))
+        assert result.returncode == 0, result.stderr
+    assert launch("generate", *flags(workdir, corpus, moved), "--prompt=a", "--max-tokens=4").stdout == said.stdout
+    result = launch("import", *flags(tmp_path / "other", corpus, moved))
+    assert result.returncode == 2
+    assert "config.json does not exist" in result.stderr.splitlines()[-1]
 
 
 def test_an_import_is_exported_again_as_the_config_now_has_it(continued, corpus, finished, tmp_path):
@@ -137,11 +153,11 @@ def test_mistakes_are_one_line(tmp_path, corpus, finished, more, message):
     assert message in result.stderr.splitlines()[-1]
 
 
-def test_keys_of_the_config_win_over_the_folder(finished):
+def test_keys_of_the_config_win_over_the_folder(finished, tmp_path):
     source = finished / "export"
-    tree = fill_in({"start": {"folder": str(source)}, "model": {"dtype": "bfloat16"}})
+    tree = fill_in({"start": {"folder": str(source)}, "model": {"dtype": "bfloat16"}}, tmp_path)
     assert tree["model"]["dtype"] == "bfloat16"
     assert tree["model"]["d_model"] == read_config(source).d_model
     assert tree["tokenizer"]["path"] == str(source)
     fresh = {"model": {"d_model": 8}, "start": {"folder": ""}}
-    assert fill_in(fresh) == fresh
+    assert fill_in(fresh, tmp_path) == fresh
