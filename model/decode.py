@@ -24,8 +24,8 @@ from model.position import rotary_table
 class Cache(NamedTuple):
     """Keys and values of one layer; slot s holds position s."""
 
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
+    k_BKHS: jax.Array
+    v_BKSH: jax.Array
 
 
 class Decoder:
@@ -76,10 +76,10 @@ class Decoder:
     def step(self, caches: list[Cache], tokens_B: jax.Array, positions_B: np.ndarray) -> jax.Array:
         """Logits [B, V] after one more token a row; `caches` are replaced in place."""
         run = _compiled(self.config, self.context)
-        positions_B1 = np.minimum(positions_B, self.context - 1)[:, None]
-        x_B1D, cos_B1R, sin_B1R = run.embed(self.outer, tokens_B[:, None], positions_B1)
+        positions_B = np.minimum(positions_B, self.context - 1)
+        x_B1D, cos_B1R, sin_B1R = run.embed(self.outer, tokens_B[:, None], positions_B[:, None])
         for i, (params, uses_rope, window) in enumerate(self.layers):
-            x_B1D, caches[i] = run.extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, caches[i], positions_B1)
+            x_B1D, caches[i] = run.extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, caches[i], positions_B)
         return run.logits(self.outer, x_B1D)
 
 
@@ -119,18 +119,19 @@ def _compiled(config: ModelConfig, context: int) -> _Compiled:
         def attend(q_BTNH, k_BTKH, v_BTKH):
             out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, window=window, **logits).out_BTNH
             rest = ((0, 0), (0, context - k_BTKH.shape[1]), (0, 0), (0, 0))
-            return out_BTNH, Cache(jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest))
+            k_BSKH, v_BSKH = jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest)
+            return out_BTNH, Cache(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3))
 
         return nnx.merge(block, params)(x_BTD, *rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
     @functools.partial(jax.jit, donate_argnames="cache")
-    def extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, cache, positions_B1):
+    def extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, cache, positions_B):
         def attend(q_B1NH, k_B1KH, v_B1KH):
-            rows = jnp.arange(len(positions_B1))[:, None]
-            k_BSKH = cache.k_BSKH.at[rows, positions_B1].set(k_B1KH)
-            v_BSKH = cache.v_BSKH.at[rows, positions_B1].set(v_B1KH)
-            out_B1NH = cached_attention(q_B1NH, k_BSKH, v_BSKH, positions_B1, window=window, **logits)
-            return out_B1NH, Cache(k_BSKH, v_BSKH)
+            rows_B = jnp.arange(len(positions_B))
+            k_BKHS = cache.k_BKHS.at[rows_B, :, :, positions_B].set(k_B1KH[:, 0])
+            v_BKSH = cache.v_BKSH.at[rows_B, :, positions_B].set(v_B1KH[:, 0])
+            out_BNH = cached_attention(q_B1NH[:, 0], k_BKHS, v_BKSH, positions_B, window=window, **logits)
+            return out_BNH[:, None], Cache(k_BKHS, v_BKSH)
 
         return nnx.merge(block, params)(x_B1D, *rotation(cos_B1R, sin_B1R, uses_rope), attend)
 
