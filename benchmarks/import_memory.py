@@ -1,12 +1,13 @@
 """Peak memory and time of importing a safetensors folder of a published size.
 
-    python benchmarks/import_memory.py --preset=llama-3.2-1b [--folder=DIR]
+    python benchmarks/import_memory.py --preset=llama-3.2-1b [--verb] [--folder=DIR]
 
 Writes random bfloat16 weights of the preset's shapes, in files of up to 5 GB as published folders have them, and
-reads them with `model.hf.read_params` in a fresh process. Peak is what that process held at most (VmHWM) beyond what
-it held before (imports, XLA started). Pages of the files themselves are the system's cache, which it can drop at any
-time; the reader maps nothing, so they do not count as its memory. The bound: the float32 parameters and 1.3 times the
-largest stacked leaf.
+reads them with `model.hf.read_params` in a fresh process, or, with --verb, does with them all that `launch.py import`
+does: reads, saves a checkpoint with fingerprints, finishes the stage. Peak is what that process held at most (VmHWM)
+beyond what it held before (imports, XLA started). Pages of the files themselves are the system's cache, which it can
+drop at any time; the reader maps nothing, so they do not count as its memory. The bound: the float32 parameters and
+1.3 times the largest stacked leaf.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from model import hf, transformer
 from model.hf_config import read_config, to_hf
 from model.presets import preset
 from model.safetensors_file import write
+from train import start
+from train.config import StartConfig
 
 GIB = 1 << 30
 
@@ -73,16 +76,19 @@ def memory(field: str) -> int:
     raise KeyError(field)
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, verb: bool) -> dict[str, float]:
     """What reading takes, in this process."""
     config = read_config(folder)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the backend starts
     before, began = memory("VmRSS"), time.perf_counter()
-    params = jax.block_until_ready(hf.read_params(folder, config))
+    if verb:
+        start.import_model(StartConfig(str(folder)), config, folder / "workdir")
+    else:
+        jax.block_until_ready(hf.read_params(folder, config))
     seconds = time.perf_counter() - began
-    leaves = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    leaves = [4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(transformer.abstract(config))]
     return {
-        "before": before, "peak": memory("VmHWM") - before, "held": memory("VmRSS") - before, "seconds": seconds,
+        "before": before, "peak": memory("VmHWM") - before, "seconds": seconds,
         "parameters": sum(leaves), "largest": max(leaves),
     }  # fmt: skip
 
@@ -91,14 +97,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="llama-3.2-1b")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder lies")
+    parser.add_argument("--verb", action="store_true", help="measure the whole import, its checkpoint included")
     parser.add_argument("--read", type=Path, help="read this folder here and print what it took")
     arguments = parser.parse_args()
     if arguments.read:
-        print(json.dumps(measure(arguments.read)))
+        print(json.dumps(measure(arguments.read, arguments.verb)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         size = write_folder(Path(name), arguments.preset)
-        command = [sys.executable, __file__, "--read", name]
+        command = [sys.executable, __file__, "--read", name, *["--verb"] * arguments.verb]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         found = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
     bound = found["parameters"] + 1.3 * found["largest"]

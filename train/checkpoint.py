@@ -49,6 +49,8 @@ from train.manifest import (
 from train.state import TrainState
 
 STATE, RECORD = "state", "record.json"
+FILE_BYTES = 1 << 27  # Orbax holds what goes into one file of arrays
+CHUNKED = ocp.SaveArgs(chunk_byte_size=1 << 23)  # a large array is compressed in pieces, not whole
 
 
 class _NotOrbax(logging.Filter):
@@ -105,7 +107,7 @@ class Checkpoints:
         self.saving: Future | None = None
         if keep_last is not None:
             assert keep_last > 0
-            self.orbax = _make_orbax()
+            self.orbax: ocp.StandardCheckpointer | None = None  # made by the first save, for arrays of its sizes
             self.thread = ThreadPoolExecutor(1, "checkpoint")
             if _first():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,12 @@ class Checkpoints:
             if _first():
                 part.mkdir()
             sums = arrays.start(state)
-            self.orbax.save(part / STATE, state._asdict())
+            self.orbax = self.orbax or _make_orbax(state)
+            saved = state._asdict()
+            args = ocp.args.PyTreeSave(
+                saved, save_args=jax.tree.map(lambda _: CHUNKED, saved), ocdbt_target_data_file_size=FILE_BYTES
+            )
+            self.orbax.save(part / STATE, args=args)
         except (OSError, ValueError, RuntimeError) as error:
             if not disk_full(error):
                 raise
@@ -168,7 +175,8 @@ class Checkpoints:
             self.wait()
         finally:
             self.thread.shutdown()
-            self.orbax.close()
+            if self.orbax is not None:
+                self.orbax.close()
             if _first():
                 self._clean()
         if self.failed is not None:
@@ -274,7 +282,7 @@ class Checkpoints:
         self.failed = f"{self.folder}: no space is left on the disk for the checkpoint of step {step:,}"
         if _first():
             self._clean()
-        self.orbax = _make_orbax()  # the old one may hold more errors of the same save, for whoever uses it next
+        self.orbax = None  # it may hold more errors of the same save, for whoever uses it next
         say(f"warning: {self.failed}; going on without it, the next one tries again")
 
     def _retain(self) -> None:
@@ -313,8 +321,13 @@ class Checkpoints:
         return target.name
 
 
-def _make_orbax() -> ocp.StandardCheckpointer:
-    return ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
+def _make_orbax(state: TrainState) -> ocp.StandardCheckpointer:
+    """Writes about one large array at a time: all at once, their buffers would take as much as several."""
+    largest = max(array.nbytes for array in jax.tree.leaves(state))
+    return ocp.AsyncCheckpointer(
+        ocp.PyTreeCheckpointHandler(save_concurrent_gb=1.01 * max(largest / 10**9, 1)),
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    )
 
 
 def _first() -> bool:
