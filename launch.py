@@ -288,9 +288,9 @@ class Experiment:
     def import_(self) -> None:
         """A model that exists, and its tokenizer."""
         from data.tokenize import take_tokenizer
-        from train.start import import_model, is_gone, require_importable
+        from train.start import import_model, needs_no_folder, require_importable
 
-        if not is_gone(self.parts["start"].folder, self.workdir):
+        if not needs_no_folder(self.parts["start"], self.parts["model"], self.workdir):
             require_importable(self.parts["start"], self.parts["model"])
         if not self.parts["tokenizer"].extend_to:
             take_tokenizer(self.parts["tokenizer"], self.workdir, self.stale)

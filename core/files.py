@@ -137,10 +137,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the folder of a stage says that it is finished."""
-    path = folder / MANIFEST
-    return path.exists() and read_manifest(path)["complete"]
+def is_gone(source: str, folder: Path) -> bool:
+    """Whether the very path that a finished stage copied from, as its summary's `source` says, is no longer there."""
+    path, manifest = Path(source).expanduser(), folder / MANIFEST
+    if path.exists() or not manifest.exists():
+        return False
+    found = read_manifest(manifest)
+    return found["complete"] and found["summary"].get("source") == str(path.resolve())
 
 
 def read_stage(folder: Path, verb: str) -> dict[str, Any]:

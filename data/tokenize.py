@@ -17,7 +17,7 @@ from core.files import (
     Stale,
     atomic_write,
     hash_file,
-    is_complete,
+    is_gone,
     read_json,
     read_stage,
     require_spec,
@@ -56,7 +56,7 @@ def tokenize(
     The tokenizer is learnt from the first documents only; those `added` later are encoded with it.
     """
     curated = read_stage(workdir / CURATED, "curate")["summary"]
-    if config.extend_to and not _is_gone(config, workdir):
+    if config.extend_to:
         tokenizer = _extend_tokenizer(config, curated["hashes"], workdir, stale)
     elif config.path:
         tokenizer = take_tokenizer(config, workdir, stale)
@@ -106,7 +106,7 @@ def require_tokenized(config: TokenizerConfig, workdir: Path) -> None:
     """Refuses a tokenizer or a template of another config, and files that are no longer those that were taken."""
     folder = workdir / TOKENIZER
     spec = {"tokenizer": config.decides()}
-    if config.path and not _is_gone(config, workdir):
+    if config.path and not is_gone(config.path, folder):
         spec["files"] = _hashes(_sources(config))
     require_spec(folder, read_stage(folder, "tokenize"), spec)
     folder = workdir / TOKENS
@@ -145,21 +145,20 @@ def open_tokenizer(workdir: Path) -> Tokenizer:
 
 def take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:
     """A tokenizer that exists, copied."""
-    if _is_gone(config, workdir):
-        folder = workdir / TOKENIZER
-        require_spec(folder, read_stage(folder, "tokenize"), {"tokenizer": config.decides()})
-        say(f"tokenize: {config.path} is no longer there; what {folder} holds of it serves")
-        return open_tokenizer_file(folder)
+    decided = {"version": VERSION, "tokenizer": config.decides()}
+    if is_gone(config.path, workdir / TOKENIZER):
+        return _copied(config, decided, workdir)
     given = open_tokenizer_file(config.path)
     given.require_special(config.special)
     sources = _sources(config)
-    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes(sources)}
+    spec = decided | {"files": _hashes(sources)}
     stage = Stage(workdir / TOKENIZER, spec, stale=stale)
     if not stage.finished:
         for name, source in sources.items():
             with atomic_write(stage.folder / name) as file:
                 file.write(read_bounded(source))
-        stage.finish([stage.folder / name for name in sources], {"vocab_size": given.vocab_size})
+        summary = {"vocab_size": given.vocab_size, "source": _resolved(config)}
+        stage.finish([stage.folder / name for name in sources], summary)
         if given.eos is None:
             say(f"tokenize: {given.path} names no token for the end of a text; documents end without one")
     return open_tokenizer_file(stage.folder)
@@ -169,14 +168,18 @@ def _extend_tokenizer(config: TokenizerConfig, curated: dict[str, str], workdir:
     """A SentencePiece model that exists, grown by pieces of the training documents."""
     from data.tokenizer_extend import GROWTH, extend, write_growth
 
+    decided = {"version": VERSION, "tokenizer": config.decides(), "curated": curated}
+    if is_gone(config.path, workdir / TOKENIZER):
+        return _copied(config, decided, workdir)
     source = _sources(config)[MODEL]
-    spec = {"version": VERSION, "tokenizer": config.decides(), "files": _hashes({MODEL: source}), "curated": curated}
+    spec = decided | {"files": _hashes({MODEL: source})}
     stage = Stage(workdir / TOKENIZER, spec, stale=stale)
     path = stage.folder / MODEL
     if not stage.finished:
         growth = extend(source, _training_texts(workdir), config.extend_to, path, train_mb=config.train_mb)
         write_growth(stage.folder / GROWTH, growth)
-        stage.finish([path, stage.folder / GROWTH], {"vocab_size": growth.vocab_size, "added": len(growth.pieces)})
+        summary = {"vocab_size": growth.vocab_size, "added": len(growth.pieces), "source": _resolved(config)}
+        stage.finish([path, stage.folder / GROWTH], summary)
         say(f"tokenize: {len(growth.pieces):,} pieces of {growth.learned_bytes:,} bytes added to {source}")
     return open_tokenizer_file(path)
 
@@ -187,9 +190,16 @@ def _training_texts(workdir: Path) -> Iterator[str]:
             yield document.text
 
 
-def _is_gone(config: TokenizerConfig, workdir: Path) -> bool:
-    """Whether a tokenizer that was taken is no longer where it was."""
-    return not Path(config.path).expanduser().exists() and is_complete(workdir / TOKENIZER)
+def _copied(config: TokenizerConfig, decided: dict[str, Any], workdir: Path) -> Tokenizer:
+    """What was made of a tokenizer that is no longer there."""
+    folder = workdir / TOKENIZER
+    require_spec(folder, read_stage(folder, "tokenize"), decided)
+    say(f"tokenize: {config.path} is no longer there; what {folder} holds of it serves")
+    return open_tokenizer(workdir)
+
+
+def _resolved(config: TokenizerConfig) -> str:
+    return str(Path(config.path).expanduser().resolve())
 
 
 def tokenizer_file(config: TokenizerConfig) -> Path:

@@ -67,9 +67,10 @@ class Writer:
         ids = self.completer.prompt(prompt)
         most = TEXT_TOKENS if self.max_tokens is None else self.max_tokens
         steps = self.completer.complete([ids], max_tokens=most, **self.settings)
-        self._show(self.completer.tokenizer.decode(ids))
+        shown = self.completer.tokenizer.decode(ids)  # once the first step has shown that the prompt fits
         for pieces in steps:
-            self._show("".join(piece.text for piece in pieces))
+            self._show(shown + "".join(piece.text for piece in pieces))
+            shown = ""
         self._show("\n")
 
     def answer(self, messages: list[dict], **variables: object) -> str:

@@ -107,7 +107,8 @@ class Checkpoints:
         self.saving: Future | None = None
         if keep_last is not None:
             assert keep_last > 0
-            self.orbax: ocp.StandardCheckpointer | None = None  # made by the first save, for arrays of its sizes
+            self.orbax: ocp.AsyncCheckpointer | None = None  # made by the first save
+            self.limit = 0.0  # gigabytes that it writes at once
             self.thread = ThreadPoolExecutor(1, "checkpoint")
             if _first():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,12 +147,7 @@ class Checkpoints:
             if _first():
                 part.mkdir()
             sums = arrays.start(state)
-            self.orbax = self.orbax or _make_orbax(state)
-            saved = state._asdict()
-            args = ocp.args.PyTreeSave(
-                saved, save_args=jax.tree.map(lambda _: CHUNKED, saved), ocdbt_target_data_file_size=FILE_BYTES
-            )
-            self.orbax.save(part / STATE, args=args)
+            self._write(part / STATE, state._asdict())
         except (OSError, ValueError, RuntimeError) as error:
             if not disk_full(error):
                 raise
@@ -160,6 +156,17 @@ class Checkpoints:
             structure = jax.tree.map(lambda _: 0, state)  # the arrays may be donated meanwhile
             self.saving = self.thread.submit(self._finish, part, body, text, structure, sums)
         self.seconds += time.monotonic() - began
+
+    def _write(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Starts to write about one large array at a time; buffers for all at once would take as much as several."""
+        largest = max(array.nbytes for array in jax.tree.leaves(saved)) / 10**9
+        if self.orbax is None or largest >= self.limit:
+            self.limit = 1.01 * max(largest, 1)  # Orbax refuses an array that is not below
+            self.orbax = _make_orbax(self.limit)
+        chunked = jax.tree.map(lambda _: CHUNKED, saved)
+        self.orbax.save(
+            folder, args=ocp.args.PyTreeSave(saved, save_args=chunked, ocdbt_target_data_file_size=FILE_BYTES)
+        )
 
     def wait(self) -> None:
         """Waits for the save under way; raises what went wrong in it."""
@@ -321,11 +328,9 @@ class Checkpoints:
         return target.name
 
 
-def _make_orbax(state: TrainState) -> ocp.StandardCheckpointer:
-    """Writes about one large array at a time: all at once, their buffers would take as much as several."""
-    largest = max(array.nbytes for array in jax.tree.leaves(state))
+def _make_orbax(gigabytes: float) -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(
-        ocp.PyTreeCheckpointHandler(save_concurrent_gb=1.01 * max(largest / 10**9, 1)),
+        ocp.PyTreeCheckpointHandler(save_concurrent_gb=gigabytes),
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
 

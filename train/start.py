@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, hash_file, is_complete, read_json, read_stage, require_spec
+from core.files import MANIFEST, Stage, Stale, atomic_write, hash_file, is_gone, read_json, read_stage, require_spec
 from core.progress import count, say
 from data.tokenize import TOKENIZER
 from data.tokenizer_extend import GROWTH, read_growth
@@ -26,10 +26,11 @@ from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import sharding
 from train.checkpoint import Checkpoints
 from train.config import StartConfig
+from train.manifest import DamagedCheckpoint
 from train.state import TrainState
 
 VERSION = 1
-FOLDER = "import"
+FOLDER, CHECKPOINTS = "import", "checkpoints"
 # What a config may make of an imported model; all else is as its folder says.
 CHANGEABLE = ("dtype", "remat", "init_std", "rope_theta", "rope_scaling", "vocab_size")
 EMPTY = "config start.folder is empty; name the Hugging Face folder to import"
@@ -47,17 +48,12 @@ def fill_in(tree: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             raise UserError(EMPTY)
         return dict(tree)
     tokenizer = {"path": str(folder), **tree.get("tokenizer", {})}
-    gone = is_gone(str(folder), workdir)
+    gone = is_gone(str(folder), workdir / FOLDER)
     shape = dataclasses.asdict(read_config(workdir / FOLDER if gone else Path(str(folder)).expanduser()))
     extended = str(tokenizer.get("extend_to", 0))  # typed on the command line it is still text
     if extended.isdecimal():
         shape["vocab_size"] = max(shape["vocab_size"], int(extended))
     return {**tree, "tokenizer": tokenizer, "model": {**shape, **tree.get("model", {})}}
-
-
-def is_gone(folder: str, workdir: Path) -> bool:
-    """Whether a folder that was imported is no longer there."""
-    return not Path(folder).expanduser().exists() and is_complete(workdir / FOLDER)
 
 
 def require_importable(start: StartConfig, model: ModelConfig) -> ModelConfig:
@@ -79,10 +75,19 @@ def require_importable(start: StartConfig, model: ModelConfig) -> ModelConfig:
     return described
 
 
+def needs_no_folder(start: StartConfig, model: ModelConfig, workdir: Path) -> bool:
+    """Whether the folder that was imported is gone, and what was made of it is whole."""
+    stage = workdir / FOLDER
+    if not is_gone(start.folder, stage):
+        return False
+    require_spec(stage, read_stage(stage, "import"), _spec(start, model))
+    checkpoints = Checkpoints(stage / CHECKPOINTS)
+    return bool(checkpoints.steps) and _damage(checkpoints) is None
+
+
 def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale: Stale = "refuse") -> None:
     """Makes `workdir/import` from `start.folder`."""
-    if is_gone(start.folder, workdir):
-        require_spec(workdir / FOLDER, read_stage(workdir / FOLDER, "import"), _spec(start, model))
+    if needs_no_folder(start, model, workdir):
         say(f"import: {workdir / FOLDER} is up to date; {start.folder} is no longer there")
         return
     described = require_importable(start, model)
@@ -94,38 +99,45 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
     }
     seen = _seen(folder, spec["files"])
     stage = Stage(workdir / FOLDER, spec, stale=stale)
-    if stage.finished:
+    checkpoints = Checkpoints(stage.folder / CHECKPOINTS, keep_last=1)
+    if damage := _damage(checkpoints):
+        say(f"import: {damage}")
+        checkpoints.set_aside_after(-1)
+    if stage.finished and checkpoints.steps:
         say(f"import: {stage.folder} is up to date")
         return
+    stage.reopen()
     params = read_params(folder, described)
     if spec["growth"] or model.vocab_size > described.vocab_size:  # new ids may fit into the padding's rows
         new = NewIds(*read_growth(workdir / TOKENIZER / GROWTH)) if spec["growth"] else _padding(described)
         _, params = grow(described, params, new, model.vocab_size, start.new_rows, start.seed)
         params = jax.tree.map(jnp.asarray, params)  # the tables that grew
-    checkpoints = Checkpoints(stage.folder / "checkpoints", keep_last=1)
-    for step in checkpoints.steps:  # of an import that was killed
-        checkpoints.check(step)
-    if not checkpoints.steps:
+    if not checkpoints.steps:  # else of an import that was killed
         checkpoints.save(_state(params), 0, {"from": str(folder)})
     checkpoints.close()
     copy = stage.folder / "config.json"
-    copy.write_bytes((folder / "config.json").read_bytes())
+    with atomic_write(copy) as file:
+        file.write((folder / "config.json").read_bytes())
     positions = read_json_object(copy, MAX_BYTES).get("max_position_embeddings")
-    stage.finish([copy], {"parameters": model.num_parameters, "max_positions": positions, "seen": seen})
+    summary = {"parameters": model.num_parameters, "max_positions": positions, "seen": seen}
+    stage.finish([copy], summary | {"source": str(folder.resolve())})
     say(f"import: {count(model.num_parameters)} parameters of {folder} in {stage.folder}")
 
 
 def require_imported(start: StartConfig, workdir: Path) -> None:
     """Refuses a `start.folder` that holds other files than those that were imported, if something was."""
     stage, folder = workdir / FOLDER, Path(start.folder).expanduser()
-    if not start.folder or not (stage / MANIFEST).exists() or is_gone(start.folder, workdir):
+    if not start.folder or not (stage / MANIFEST).exists() or is_gone(start.folder, stage):
         return
     manifest = read_stage(stage, "import")
     names = manifest["spec"]["files"]
     if _seen(folder, names) == manifest["summary"].get("seen"):
         return  # of equal size and time: hashing takes a second a gigabyte
-    found = {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
-    require_spec(stage, manifest, {"files": found})
+    for name in names:
+        if not (folder / name).is_file():
+            serves = f"without the whole folder {stage} serves"
+            raise UserError(f"{folder / name}, which was imported, does not exist; bring it back ({serves})")
+    require_spec(stage, manifest, {"files": {name: hash_file(folder / name) for name in names}})
 
 
 def _seen(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
@@ -139,8 +151,22 @@ def imported_params(start: StartConfig, model: ModelConfig, workdir: Path) -> tr
     folder = workdir / FOLDER
     require_spec(folder, read_stage(folder, "import"), _spec(start, model))
     abstract = _state(transformer.abstract(model))
-    mesh = sharding.make_mesh()
-    return Checkpoints(folder / "checkpoints").restore(abstract, sharding.state_shardings(abstract, mesh), 0).params
+    shardings = sharding.state_shardings(abstract, sharding.make_mesh())
+    try:
+        return Checkpoints(folder / CHECKPOINTS).restore(abstract, shardings, 0).params
+    except DamagedCheckpoint as damage:
+        again = "run `launch.py import` (same --config and --workdir) to make it again"
+        raise UserError(f"{damage}; {again}") from damage
+
+
+def _damage(checkpoints: Checkpoints) -> DamagedCheckpoint | None:
+    """What is wrong with the files of what was saved, if something is."""
+    try:
+        for step in checkpoints.steps:
+            checkpoints.check(step)
+    except DamagedCheckpoint as damage:
+        return damage
+    return None
 
 
 def is_only_imported(start: StartConfig, workdir: Path) -> bool:

@@ -79,20 +79,35 @@ def test_an_import_from_other_weights_is_refused_or_replaced(continued, corpus, 
     assert "import was made from something else (files.model.safetensors" in result.stderr.splitlines()[-1]
 
 
-def test_once_imported_the_folder_may_move_or_go(continued, corpus, finished, tmp_path):
-    workdir, moved = tmp_path / "run", tmp_path / "moved"
-    shutil.copytree(continued[0], workdir)
-    shutil.copytree(finished / "export", moved)
-    said = launch("generate", *flags(workdir, corpus, moved), "--prompt=a", "--max-tokens=4")
+def test_once_imported_the_folder_may_move_or_go(corpus, finished, tmp_path):
+    workdir, source, moved = tmp_path / "run", tmp_path / "source", tmp_path / "moved"
+    text = ("--prompt=a", "--max-tokens=4")
+    shutil.copytree(finished / "export", source)
+    assert launch("import", *flags(workdir, corpus, source)).returncode == 0
+    said = launch("generate", *flags(workdir, corpus, source), *text)
     assert said.returncode == 0, said.stderr
-    shutil.rmtree(moved)
-    for verb in ("import", "train"):  # nothing left to do
-        result = launch(verb, *flags(workdir, corpus, moved))
-        assert result.returncode == 0, result.stderr
-    assert launch("generate", *flags(workdir, corpus, moved), "--prompt=a", "--max-tokens=4").stdout == said.stdout
-    result = launch("import", *flags(tmp_path / "other", corpus, moved))
+    source.rename(moved)
+    for folder in (source, moved):
+        assert launch("import", *flags(workdir, corpus, folder)).returncode == 0
+        assert launch("generate", *flags(workdir, corpus, folder), *text).stdout == said.stdout
+    for asked, folder in ((tmp_path / "other", source), (workdir, tmp_path / "mistyped")):
+        result = launch("generate", *flags(asked, corpus, folder))
+        assert result.returncode == 2
+        assert f"{folder}/config.json does not exist" in result.stderr.splitlines()[-1]
+
+
+def test_an_import_that_lost_its_parameters_is_made_again(continued, corpus, finished, tmp_path):
+    workdir, given = tmp_path / "run", flags(tmp_path / "run", corpus, finished / "export")
+    shutil.copytree(continued[0], workdir)
+    shutil.rmtree(workdir / "train")
+    (manifest,) = (workdir / "import" / "checkpoints" / "0").glob("manifest.json")
+    manifest.write_text("{}")
+    result = launch("generate", *given, "--prompt=a", "--max-tokens=2")
     assert result.returncode == 2
-    assert "config.json does not exist" in result.stderr.splitlines()[-1]
+    assert "run `launch.py import`" in result.stderr.splitlines()[-1]
+    assert launch("import", *given).returncode == 0
+    assert launch("generate", *given, "--prompt=a", "--max-tokens=2").returncode == 0
+    assert list((workdir / "import" / "checkpoints").glob("0.rolled-back-*"))
 
 
 def test_an_import_is_exported_again_as_the_config_now_has_it(continued, corpus, finished, tmp_path):
