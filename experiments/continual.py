@@ -9,9 +9,12 @@ SmolLM2, SmolLM3, Llama, Monad, Baguettotron, Qwen 3, Gemma 2 or Mistral model t
 `--config.start.folder=DIR`, and your documents that of the default text with `--config.data.path=DIR`. Shape and
 tokenizer are the folder's; what stands under `config.model` here would change them (`dtype`, `rope_scaling`, ...).
 
+Its learning rate, rows and steps are for the quickstart's model; one of 100M parameters wants 1e-4 and longer rows.
+
 Expected time: 1 minute on two CPU cores.
-Expected result: better than the 1.536 bits per byte that the quickstart ended with, by little: its learning rate had
+Expected result: better than the 1.543 bits per byte that the quickstart ended with, by little: its learning rate had
 decayed, and a second warmup costs some of what it brings.
+Measured 2026-11-21 (Python 3.11.7, jax 0.10.2, two cores of an AMD EPYC): 1.522.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,7 @@ import pytest
 from kernels import dispatch
 from kernels.attention import reference
 from kernels.attention.api import attention
+from kernels.attention.cached import cached_attention
 
 IMPLEMENTATIONS = ["xla"]  # later back ends join here
 compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
@@ -309,3 +310,25 @@ def test_choice_is_logged_once(caplog):
     assert [r.getMessage() for r in caplog.records if "attention" in r.getMessage()] == [
         "attention: implementation 'xla', picked for cpu"
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0, "scale": 0.7}, {"window": 5}, {"window": jnp.int32(30)}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_token_over_a_cache_gives_what_it_gives_in_its_row(options, dtype):
+    """The last token of rows of different lengths; slots behind it hold what an earlier row left there."""
+    (q, k, v, _), _ = inputs(3, 40, 6, 2, 16)
+    q, k, v = (a.astype(dtype) for a in (q, k, v))
+    positions = np.array([0, 17, 39])
+    got = cached_attention(
+        q[np.arange(3), positions],
+        k.transpose(0, 2, 3, 1),
+        v.transpose(0, 2, 1, 3),
+        jnp.asarray(positions),
+        **options,
+    )
+    scale = options.get("scale", 16**-0.5)
+    whole = reference.attention(q, k, v, None, scale, options.get("soft_cap"), options.get("window"))[0]
+    assert got.dtype == dtype
+    bound = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    want = whole[np.arange(3), positions].astype(jnp.float32)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=bound, rtol=bound)

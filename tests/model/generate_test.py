@@ -1,3 +1,6 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -138,3 +141,24 @@ def test_a_stop_token_ends_its_row_only(decoder):
     end = free[0].index(stop) + 1
     assert stopped[0][:end] == free[0][:end]
     assert all(token is None for token in stopped[0][end:])
+
+
+def test_bfloat16_through_the_cache_is_as_near_to_float32_as_a_whole_row():
+    """With biases, which stay in float32 as in training."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", qkv_bias=True, output_bias=True, feed_forward_bias=True)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape, np.float32), transformer.init(config, 1))
+    ids = rng.integers(0, 32, 20).tolist()
+
+    def whole_row(config):
+        output = transformer.apply(config, params, jnp.array([ids]), jnp.ones((1, 20), int), jnp.arange(20)[None])
+        return transformer.logits(config, params, output.hidden_BTD[0])
+
+    decoder = Decoder(config, params, CONTEXT)
+    logits, caches = decoder.prefill([ids[:1]])
+    found = [logits]
+    for position, token in enumerate(ids[1:], 1):
+        found.append(decoder.step(caches, jnp.array([token]), np.array([position])))
+    exact = whole_row(dataclasses.replace(config, dtype="float32"))
+    off = [np.linalg.norm(a - exact) / np.linalg.norm(exact) for a in (np.concatenate(found), whole_row(config))]
+    assert off[0] < 1.3 * off[1] < 0.04
