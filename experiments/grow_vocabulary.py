@@ -12,8 +12,8 @@ does not.
 Expected time: 2 minutes on two CPU cores.
 Expected result: fewer tokens a byte, and fewer bits per byte than the 1.543 that the quickstart ended with.
 Measured 2026-11-21 (Python 3.11.7, jax 0.10.2, two cores of an AMD EPYC), after 300 steps: 0.268 tokens a byte
-instead of 0.302, 1.531 bits per byte; with new_rows=mean 1.595, with random 1.667. experiments/continual.py, the same steps
-without new ids, reaches 1.522.
+instead of 0.302, 1.531 bits per byte; with new_rows=mean 1.595, with random 1.667. experiments/continual.py, the
+same steps without new ids, reaches 1.522.
 """
 
 from ml_collections import ConfigDict
