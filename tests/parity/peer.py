@@ -18,17 +18,22 @@ def load(folder: str, dtype=torch.float32):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
 
-def size(config: dict, **_) -> dict:
-    """Parameters of a model of this config, without making them."""
+def unmade(config: dict):
+    """A model of this config without its parameters."""
     kind = config.pop("model_type")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
-    return {"parameters": np.array(sum(p.numel() for p in model.parameters()))}
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
 
 
-def frequencies(folder: str, **_) -> dict:
-    """Rotary frequencies and their factor."""
-    rotary = load(folder).model.rotary_emb
+def size(config: dict, **_) -> dict:
+    """Parameters of a model of this config."""
+    return {"parameters": np.array(sum(p.numel() for p in unmade(config).parameters()))}
+
+
+def frequencies(config: dict, **_) -> dict:
+    """Rotary frequencies of a model of this config, and their factor."""
+    model = unmade(config)
+    rotary = type(model.model.rotary_emb)(model.config)  # again, on a device that holds numbers
     return {"inv_freq": rotary.inv_freq.float().numpy(), "factor": np.array(rotary.attention_scaling)}
 
 
