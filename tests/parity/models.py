@@ -49,7 +49,9 @@ def compared() -> dict[str, ModelConfig]:
         "gemma-2, no soft caps, another scale": dataclasses.replace(
             small(PRESETS["gemma-2-2b"]), attention_soft_cap=None, final_soft_cap=None, attention_scale=144**-0.5
         ),
-        "smollm3, MQA": dataclasses.replace(small(PRESETS["smollm3-3b"]), num_kv_heads=1),
+        "smollm3, two key/value heads": dataclasses.replace(
+            small(PRESETS["smollm3-3b"]), num_heads=6, num_kv_heads=2
+        ),
     }
 
 
