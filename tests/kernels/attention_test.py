@@ -18,7 +18,7 @@ from kernels.attention import reference
 from kernels.attention.api import attention
 from kernels.attention.cached import cached_attention
 
-IMPLEMENTATIONS = ["xla"]  # later back ends join here
+IMPLEMENTATIONS = ["xla", "tpu_interpret"]  # later back ends join here
 compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
 
 
