@@ -5,6 +5,9 @@ that share a key/value head. So softmax reduces over sublanes, which is plain ve
 are rows [1, X] that broadcast for free and go to memory as they lie, and keys are read once for all G heads. The
 largest logit of a head is the maximum of rows that the softmax needs anyway.
 
+XLA does not partition a kernel: arrays on several devices have to come to it through `jax.shard_map`, by batch
+entries or key/value heads. (The compiler for TPUs that are elsewhere does not know `custom_partitioning`.)
+
 Suffixes: t queries of a block, s keys of a block. The grid is (key/value head, pair of blocks) by `schedule.py`.
 """
 
@@ -16,7 +19,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention.schedule import Blocks, by_key, by_query
-from kernels.attention.tpu_kernels import LANES, STAYS, Settings, forward, key_gradient, place, query_gradient, step
+from kernels.attention.tpu_kernels import (
+    KINDS,
+    LANES,
+    STAYS,
+    Settings,
+    forward,
+    key_gradient,
+    place,
+    query_gradient,
+    scratch,
+    step,
+)
 
 ROWS = 1024  # queries of all heads of a block at most, G * t
 KEYS = 512  # keys of a block at most
@@ -59,59 +73,55 @@ def _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
 
 def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
     """((out_BKGTH, max_logit_KG), residuals)."""
-    B, K, G, T, H = q_BKGTH.shape
-    X = G * settings.blocks.t
-    arrays = {"queries": [q_BKGTH], "keys": [k_BKSH, v_BKSH]}
-    outs = {"queries": [q_BKGTH], "rows": [_float32(B, K, G, T)], "heads": [_float32(B, K, G, LANES)]}
-    scratch = [(1, X), (1, X), (H, X)]
-    out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, arrays, outs, scratch, segment_ids_BT, limit_1)
+    masks = segment_ids_BT, limit_1
+    out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, masks, q_BKGTH, k_BKSH, v_BKSH)
     max_logit_KG = settings.scale * top_BKGl[..., 0].max(0)
-    return (out_BKGTH, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1, out_BKGTH, lse_BKGT)
+    return (out_BKGTH, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
 
 
 def _backward(settings, residuals, cotangents):
     """Gradients of queries, keys and values, each block summed in one order; the maximum has none."""
     q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1, out_BKGTH, lse_BKGT = residuals
-    dout_BKGTH = cotangents[0]
-    G, H = q_BKGTH.shape[2], q_BKGTH.shape[4]
-    X, s = G * settings.blocks.t, settings.blocks.s
+    dout_BKGTH, masks = cotangents[0], (segment_ids_BT, limit_1)
     dot_BKGT = jnp.sum(dout_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), -1)
-    arrays = {"queries": [q_BKGTH, dout_BKGTH], "keys": [k_BKSH, v_BKSH], "rows": [lse_BKGT, dot_BKGT]}
-    masks = segment_ids_BT, limit_1
-    (dq_BKGTH,) = _call(query_gradient, settings, arrays, {"queries": [q_BKGTH]}, [(H, X)], *masks)
-    outs = {"keys": [k_BKSH, v_BKSH]}
-    dk_BKSH, dv_BKSH = _call(key_gradient, settings, arrays, outs, [(s, H), (s, H)], *masks)
+    arrays = q_BKGTH, dout_BKGTH, k_BKSH, v_BKSH, lse_BKGT, dot_BKGT
+    (dq_BKGTH,) = _call(query_gradient, settings, masks, *arrays)
+    dk_BKSH, dv_BKSH = _call(key_gradient, settings, masks, *arrays)
     return dq_BKGTH, dk_BKSH, dv_BKSH, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(kernel, settings, arrays, outs, scratch, segment_ids_BT, limit_1):
-    """Runs a kernel over its schedule; `arrays` and `outs` are grouped by what a step sees of them."""
-    (B, K, G), H, blocks = arrays["queries"][0].shape[:3], arrays["queries"][0].shape[4], settings.blocks
+def _call(kernel, settings, masks, *arrays):
+    """Runs a kernel over its schedule; returns a tuple."""
+    segment_ids_BT, limit_1 = masks
+    has_ids, has_limit = segment_ids_BT is not None, limit_1 is not None
+    inputs, outputs = KINDS[kernel]
+    queries, keys = (arrays[inputs.index(kind)] for kind in ("queries", "keys"))
+    (B, K, G, T, H), blocks = queries.shape, settings.blocks
     window = settings.window if limit_1 is None else limit_1[0]
     schedule = (by_query if STAYS[kernel] == "queries" else by_key)(blocks, B, segment_ids_BT, window)
-    prefetched = [schedule.stays_P, schedule.moves_P, *([] if limit_1 is None else [limit_1])]
-    if segment_ids_BT is not None:
-        arrays = {**arrays, "query ids": [segment_ids_BT[:, None]], "key ids": [segment_ids_BT[:, None]]}
+    prefetched = [schedule.stays_P, schedule.moves_P, *([limit_1] if has_limit else [])]
     specs = _specs(kernel, blocks, G, H)
+    shapes = {"queries": queries, "keys": keys, "rows": _float32(B, K, G, T), "heads": _float32(B, K, G, LANES)}
+    ids = [segment_ids_BT[:, None]] * 2 if has_ids else []
     return pl.pallas_call(
-        functools.partial(step, kernel, settings, G, segment_ids_BT is not None, limit_1 is not None),
+        functools.partial(step, kernel, settings, G, has_ids, has_limit),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(K, schedule.count),
-            in_specs=[specs[kind] for kind, group in arrays.items() for _ in group],
-            out_specs=[specs[kind] for kind, group in outs.items() for _ in group],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            in_specs=[specs[kind] for kind in (*inputs, *["query ids", "key ids"] * has_ids)],
+            out_specs=tuple(specs[kind] for kind in outputs),
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch(kernel, blocks, G, H)],
         ),
-        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for group in outs.values() for a in group],
+        out_shape=tuple(jax.ShapeDtypeStruct(shapes[kind].shape, shapes[kind].dtype) for kind in outputs),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         name=f"attention_{kernel.__name__}",
         interpret=settings.interpret,
-    )(*prefetched, *[array for group in arrays.values() for array in group])
+    )(*prefetched, *arrays, *ids)
 
 
 def _specs(kernel, blocks: Blocks, G: int, H: int) -> dict[str, pl.BlockSpec]:

@@ -57,7 +57,7 @@ def place(kernel, blocks: Blocks, p, stays_P, moves_P):
 def step(kernel, settings: Settings, G: int, has_ids: bool, has_limit: bool, stays_P, moves_P, *refs) -> None:
     """Runs `kernel` on the pair of blocks of this step; most pairs lie whole before the diagonal and need no mask."""
     limit_1, refs = (refs[0], refs[1:]) if has_limit else (None, refs)
-    inputs = INPUTS[kernel]
+    inputs = len(KINDS[kernel][0])
     ids, refs = (refs[inputs : inputs + 2], refs[:inputs] + refs[inputs + 2 :]) if has_ids else (None, refs)
     p = pl.program_id(1)
     _, i, j = place(kernel, settings.blocks, p, stays_P, moves_P)
@@ -193,4 +193,15 @@ def _dot(a, b, over_a: int, over_b: int):
 
 
 STAYS = {forward: "queries", query_gradient: "queries", key_gradient: "keys"}  # the block that stays for a while
-INPUTS = {forward: 3, query_gradient: 6, key_gradient: 6}
+_FOR_GRADIENTS = ("queries", "queries", "keys", "keys", "rows", "rows")
+KINDS = {  # of the arrays that a kernel reads and writes
+    forward: (("queries", "keys", "keys"), ("queries", "rows", "heads")),
+    query_gradient: (_FOR_GRADIENTS, ("queries",)),
+    key_gradient: (_FOR_GRADIENTS, ("keys", "keys")),
+}
+
+
+def scratch(kernel, blocks: Blocks, G: int, H: int) -> list[tuple[int, int]]:
+    """Shapes of what a kernel keeps from step to step."""
+    X, s = G * blocks.t, blocks.s
+    return {forward: [(1, X), (1, X), (H, X)], query_gradient: [(H, X)], key_gradient: [(s, H), (s, H)]}[kernel]
