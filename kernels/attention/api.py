@@ -4,14 +4,20 @@ Shapes: B batch, T query length, S key length (S == T), N query heads, K key/val
 heads per key/value head, H head size.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 
-from kernels.attention import reference, xla
+from kernels.attention import reference, tpu, xla
 from kernels.dispatch import choose
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+IMPLEMENTATIONS = {
+    "reference": reference.attention,
+    "xla": xla.attention,
+    "tpu": tpu.attention,
+    "tpu_interpret": functools.partial(tpu.attention, interpret=True),  # the TPU's kernel on any platform, slowly
+}
 
 
 class AttentionOutput(NamedTuple):

@@ -1,0 +1,79 @@
+"""Which pairs of blocks have anything to see: what causality, a window or packed documents empty is left out.
+
+A schedule lists pairs (block of queries, block of keys), ordered so that one of the two stays for a while. It is the
+grid of a kernel: an emptied pair costs nothing, not even a step. With segment ids its length depends on the data.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Blocks(NamedTuple):
+    """How rows of T tokens are cut: I blocks of t queries, J blocks of s keys."""
+
+    t: int
+    s: int
+    I: int  # noqa: E741 (the alphabet of shapes)
+    J: int
+
+
+class Schedule(NamedTuple):
+    """Pairs in order."""
+
+    # int32 [pairs + 2]: the block that stays, as b * I + i or b * J + j; -1 before and behind the list
+    stays_P: jax.Array
+    moves_P: (
+        jax.Array
+    )  # int32 [pairs]: 2 * the other block of its batch entry, + 1 where some pair of tokens is hidden
+    count: int | jax.Array  # pairs to visit; those behind fill the arrays up
+
+
+def by_query(blocks: Blocks, B: int, segment_ids_BT: jax.Array | None, window: int | jax.Array | None) -> Schedule:
+    """Each block of queries with all blocks of keys that it sees: for the forward pass and the queries' gradient."""
+    return _listed(blocks, B, *_visible(blocks, segment_ids_BT, window))
+
+
+def by_key(blocks: Blocks, B: int, segment_ids_BT: jax.Array | None, window: int | jax.Array | None) -> Schedule:
+    """Each block of keys with all blocks of queries that see it: for the gradients of keys and values."""
+    return _listed(blocks, B, *(a.swapaxes(1, 2) for a in _visible(blocks, segment_ids_BT, window)))
+
+
+def _visible(blocks, segment_ids_BT, window):
+    """[B or 1, I, J]: some pair of tokens may be visible; all are. NumPy arrays where nothing depends on data."""
+    most_IJ, least_IJ = _distances(blocks)
+    visible_BIJ, whole_BIJ = (most_IJ >= 0)[None], (least_IJ >= 0)[None]
+    if window is not None:
+        visible_BIJ, whole_BIJ = visible_BIJ & (least_IJ < window), whole_BIJ & (most_IJ < window)
+    if segment_ids_BT is not None:
+        B = len(segment_ids_BT)
+        q_BIt, k_BJs = segment_ids_BT.reshape(B, blocks.I, -1), segment_ids_BT.reshape(B, blocks.J, -1)
+        low_BI1, high_BI1 = q_BIt.min(2)[:, :, None], q_BIt.max(2)[:, :, None]
+        low_B1J, high_B1J = k_BJs.min(2)[:, None], k_BJs.max(2)[:, None]
+        # Exact where ids are in order, as packing makes them; in any other order never too few pairs.
+        visible_BIJ = visible_BIJ & (low_BI1 <= high_B1J) & (low_B1J <= high_BI1)
+        whole_BIJ = whole_BIJ & (low_BI1 == high_BI1) & (low_BI1 == low_B1J) & (low_BI1 == high_B1J)
+    return visible_BIJ, whole_BIJ
+
+
+def _distances(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """[I, J]: by how much a query of the block follows a key of the other at most, and at least."""
+    t_I1, s_J = np.arange(blocks.I)[:, None] * blocks.t, np.arange(blocks.J) * blocks.s
+    return t_I1 + blocks.t - 1 - s_J, t_I1 - (s_J + blocks.s - 1)
+
+
+def _listed(blocks: Blocks, B: int, visible, whole) -> Schedule:
+    """The schedule of [B or 1, stays, moves] arrays."""
+    known = isinstance(visible, np.ndarray)
+    module = np if known else jnp
+    visible, whole = (module.broadcast_to(a, (B, *a.shape[1:])) for a in (visible, whole))
+    count = int(visible.sum()) if known else visible.sum(dtype=jnp.int32)
+    most = count if known else B * int((_distances(blocks)[0] >= 0).sum())
+    flat_P = np.flatnonzero(visible) if known else jnp.flatnonzero(visible, size=most, fill_value=0)
+    stays_P, moves_P = module.divmod(flat_P, visible.shape[2])
+    hidden_P = ~whole.reshape(-1)[flat_P]
+    stays_P = module.where(module.arange(most) < count, stays_P, -1)
+    stays_P = jnp.pad(jnp.asarray(stays_P, jnp.int32), 1, constant_values=-1)
+    return Schedule(stays_P, jnp.asarray(2 * moves_P + hidden_P, jnp.int32), count)

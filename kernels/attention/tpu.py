@@ -1,0 +1,148 @@
+"""Flash attention for TPUs (Pallas, Mosaic): forward, and a kernel each for the gradients of q and of k and v.
+
+Logits are held transposed, [s, X]: keys down the sublanes and, along the lanes, the X = G * t queries of all G heads
+that share a key/value head. So softmax reduces over sublanes, which is plain vector arithmetic, its maxima and sums
+are rows [1, X] that broadcast for free and go to memory as they lie, and keys are read once for all G heads. The
+largest logit of a head is the maximum of rows that the softmax needs anyway.
+
+XLA does not partition a kernel: arrays on several devices have to come to it through `jax.shard_map`, by batch
+entries or key/value heads. (The compiler for TPUs that are elsewhere does not know `custom_partitioning`.)
+
+Suffixes: t queries of a block, s keys of a block. The grid is (key/value head, pair of blocks) by `schedule.py`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.attention.schedule import Blocks, by_key, by_query
+from kernels.attention.tpu_kernels import (
+    KINDS,
+    LANES,
+    STAYS,
+    Settings,
+    forward,
+    key_gradient,
+    place,
+    query_gradient,
+    scratch,
+    step,
+)
+
+ROWS = 1024  # queries of all heads of a block at most, G * t
+KEYS = 512  # keys of a block at most
+VMEM_BYTES = 64 << 20  # that a kernel may ask for
+
+
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
+    """Returns (out_BTNH, max_logit_N); with `interpret` computed step by step, on any platform."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16) or scale <= 0:
+        taken = "float32 or bfloat16 and a scale above 0"
+        raise ValueError(f"attention: the TPU kernel takes {taken}, not {q_BTNH.dtype} and {scale}")
+    blocks = _blocks(T, N // K)
+    rest = blocks.t * blocks.I - T
+    q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
+    if segment_ids_BT is not None:
+        segment_ids_BT = jnp.pad(jnp.asarray(segment_ids_BT, jnp.int32), ((0, 0), (0, rest)), mode="edge")
+    q_BKGTH = q_BTNH.reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
+    known = window if isinstance(window, int) else None
+    limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
+    settings = Settings(scale, soft_cap, known, blocks, T, interpret)
+    out_BKGTH, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T], max_logit_KG.reshape(N)
+
+
+def _blocks(T: int, G: int) -> Blocks:
+    """For rows of T tokens: powers of two from 128 on, so that both divide one padded length."""
+    least = 1 << (max(T, LANES) - 1).bit_length()
+    t, s = min(least, max(LANES, 1 << (ROWS // G).bit_length() - 1)), min(least, KEYS)
+    padded = -(-T // max(t, s)) * max(t, s)
+    return Blocks(t, s, padded // t, padded // s)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
+    return _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)[0]
+
+
+def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
+    """((out_BKGTH, max_logit_KG), residuals)."""
+    masks = segment_ids_BT, limit_1
+    out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, masks, q_BKGTH, k_BKSH, v_BKSH)
+    max_logit_KG = settings.scale * top_BKGl[..., 0].max(0)
+    return (out_BKGTH, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
+
+
+def _backward(settings, residuals, cotangents):
+    """Gradients of queries, keys and values, each block summed in one order; the maximum has none."""
+    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1, out_BKGTH, lse_BKGT = residuals
+    dout_BKGTH, masks = cotangents[0], (segment_ids_BT, limit_1)
+    dot_BKGT = jnp.sum(dout_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), -1)
+    arrays = q_BKGTH, dout_BKGTH, k_BKSH, v_BKSH, lse_BKGT, dot_BKGT
+    (dq_BKGTH,) = _call(query_gradient, settings, masks, *arrays)
+    dk_BKSH, dv_BKSH = _call(key_gradient, settings, masks, *arrays)
+    return dq_BKGTH, dk_BKSH, dv_BKSH, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _call(kernel, settings, masks, *arrays):
+    """Runs a kernel over its schedule; returns a tuple."""
+    segment_ids_BT, limit_1 = masks
+    has_ids, has_limit = segment_ids_BT is not None, limit_1 is not None
+    inputs, outputs = KINDS[kernel]
+    queries, keys = (arrays[inputs.index(kind)] for kind in ("queries", "keys"))
+    (B, K, G, T, H), blocks = queries.shape, settings.blocks
+    window = settings.window if limit_1 is None else limit_1[0]
+    schedule = (by_query if STAYS[kernel] == "queries" else by_key)(blocks, B, segment_ids_BT, window)
+    prefetched = [schedule.stays_P, schedule.moves_P, *([limit_1] if has_limit else [])]
+    specs = _specs(kernel, blocks, G, H)
+    shapes = {"queries": queries, "keys": keys, "rows": _float32(B, K, G, T), "heads": _float32(B, K, G, LANES)}
+    ids = [segment_ids_BT[:, None]] * 2 if has_ids else []
+    return pl.pallas_call(
+        functools.partial(step, kernel, settings, G, has_ids, has_limit),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetched),
+            grid=(K, schedule.count),
+            in_specs=[specs[kind] for kind in (*inputs, *["query ids", "key ids"] * has_ids)],
+            out_specs=tuple(specs[kind] for kind in outputs),
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch(kernel, blocks, G, H)],
+        ),
+        out_shape=tuple(jax.ShapeDtypeStruct(shapes[kind].shape, shapes[kind].dtype) for kind in outputs),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        name=f"attention_{kernel.__name__}",
+        interpret=settings.interpret,
+    )(*prefetched, *arrays, *ids)
+
+
+def _specs(kernel, blocks: Blocks, G: int, H: int) -> dict[str, pl.BlockSpec]:
+    """Which block a step sees of each kind of array."""
+
+    def spec(shape, index):  # `index` of (key/value head, batch entry, block of queries, block of keys)
+        def of_step(k, p, stays_P, moves_P, *_):
+            return index(k, *place(kernel, blocks, p, stays_P, moves_P))
+
+        return pl.BlockSpec(shape, of_step)
+
+    t, s = blocks.t, blocks.s
+    return {
+        "queries": spec((None, None, G, t, H), lambda k, b, i, _: (b, k, 0, i, 0)),
+        "keys": spec((None, None, s, H), lambda k, b, _, j: (b, k, j, 0)),
+        "rows": spec((None, None, G, t), lambda k, b, i, _: (b, k, 0, i)),
+        "heads": spec((None, None, G, LANES), lambda k, b, *_: (b, k, 0, 0)),
+        "query ids": spec((None, 1, t), lambda _k, b, i, _j: (b, 0, i)),
+        "key ids": spec((None, 1, s), lambda _k, b, _i, j: (b, 0, j)),
+    }
+
+
+def _float32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
