@@ -61,8 +61,9 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
 def _blocks(T: int, G: int) -> Blocks:
     """For rows of T tokens: powers of two from 128 on, so that both divide one padded length."""
     least = 1 << (max(T, LANES) - 1).bit_length()
-    t, s = min(least, max(LANES, 1 << (ROWS // G).bit_length() - 1)), min(least, KEYS)
-    padded = -(-T // max(t, s)) * max(t, s)
+    s = min(least, KEYS)
+    t = min(s, max(LANES, 1 << (ROWS // G).bit_length() - 1))  # longer ones would compute more behind the diagonal
+    padded = -(-T // s) * s
     return Blocks(t, s, padded // t, padded // s)
 
 
