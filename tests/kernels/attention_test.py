@@ -284,7 +284,7 @@ def test_sharded_batch_gives_the_same(implementation):
 
 def test_unknown_implementation_names_the_choices():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(ValueError, match=r"'flash'.*reference, xla"):
+    with pytest.raises(ValueError, match=r"'flash'.*reference, tpu, tpu_interpret, xla"):
         attention(q, k, v, implementation="flash")
 
 
