@@ -20,12 +20,14 @@ from data.pipeline import Batch
 from train.run import Run, make_program
 from train.sharding import make_mesh
 
-# libtpu asks a metadata server who it is, unless told.
+# libtpu asks a metadata server who it is, unless told, and lets one process at a time load it, to guard chips that
+# nobody touches here.
 HOST = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
