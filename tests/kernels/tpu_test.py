@@ -14,7 +14,7 @@ TOPOLOGIES = ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
 
 
 def compile_attention(topology, T, N, K, H, dtype="bfloat16", packed=True, **options):
-    """Forward and all gradients for one chip; the text of the program."""
+    """Forward and all gradients, compiled for one chip."""
     place = SingleDeviceSharding(topology_devices(topology)[0])
 
     def shape(*sizes, dtype=dtype):
@@ -29,12 +29,12 @@ def compile_attention(topology, T, N, K, H, dtype="bfloat16", packed=True, **opt
 
     arrays = [shape(1, T, heads, H) for heads in (N, K, K, N)]
     ids = shape(1, T, dtype="int32") if packed else None
-    return jax.jit(step).lower(*arrays, ids).compile().as_text()
+    return jax.jit(step).lower(*arrays, ids).compile()
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": False, "window": 300, "soft_cap": 50.0}])
 def test_attention_compiles_for_a_tpu(options):
-    text = compile_attention("v5e:2x2", 1024, 4, 2, 128, **options)
+    text = compile_attention("v5e:2x2", 1024, 4, 2, 128, **options).as_text()  # JAX 0.10.2 cannot read all of v6e's
     for kernel in ("forward", "query_gradient", "key_gradient"):
         assert f"attention_{kernel}" in text
 
