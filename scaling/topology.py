@@ -2,6 +2,7 @@
 
     compiled = compile_step(run, "v5e:4x4")
     compiled.memory_analysis(), compiled.as_text()
+    compile_for_chip("v5e", function, jax.ShapeDtypeStruct((8, 128), "float32"))
 
 `pip install libtpu` (in the extra [test], Linux x86-64) brings the compiler; names are v4:2x2x1, v5e:2x2,
 v5p:2x2x1, v6e:2x2, tpu7x:2x2x1 and larger ones.
@@ -9,16 +10,20 @@ v5p:2x2x1, v6e:2x2, tpu7x:2x2x1 and larger ones.
 
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from core.errors import UserError
 from data.pipeline import Batch
 from train.run import Run, make_program
 from train.sharding import make_mesh
+
+CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 # libtpu asks a metadata server who it is, unless told, and lets one process at a time load it, to guard chips that
 # nobody touches here.
@@ -44,6 +49,17 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except (RuntimeError, ValueError) as error:
         raise UserError(f"topology {name} is not known to libtpu ({str(error).splitlines()[0]})") from error
+
+
+def compile_for_chip(chip: str, function: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
+    """A function of arrays compiled for one chip, a name in CHIPS; its arguments as pytrees of shapes."""
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,), devices=topology_devices(CHIPS[chip])[:1])
+
+    def on_chip(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels see there what they are for
+            return function(*args)
+
+    return jax.jit(on_chip, in_shardings=NamedSharding(mesh, PartitionSpec())).lower(*shapes).compile()
 
 
 def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:

@@ -48,7 +48,7 @@ def attention(
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    attend = IMPLEMENTATIONS[choose("attention", tuple(IMPLEMENTATIONS), implementation)]
+    attend = IMPLEMENTATIONS[choose("attention", tuple(IMPLEMENTATIONS), implementation, {})]
     return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap, window))
 
 

@@ -41,7 +41,7 @@ def linear_cross_entropy(
     """
     _check_shapes(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
-    compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation)]
+    compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation, {})]
     loss, nats_BT = compute(x_BTD, w_VD, targets_BT, weights_BT, float(z_loss), soft_cap)
     return CrossEntropyOutput(loss, jax.lax.stop_gradient(nats_BT))
 

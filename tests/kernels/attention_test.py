@@ -302,7 +302,7 @@ def test_shapes_that_do_not_fit(q, k, ids):
 
 
 def test_choice_is_logged_once(caplog):
-    dispatch.choose.cache_clear()
+    dispatch._say.cache_clear()
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     with caplog.at_level(logging.INFO):
         attention(q, k, v)

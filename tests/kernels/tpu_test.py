@@ -3,53 +3,47 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import SingleDeviceSharding
 
 from kernels.attention.api import attention
 from model.presets import PRESETS
-from scaling.topology import topology_devices
+from scaling.topology import CHIPS, compile_for_chip
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
-TOPOLOGIES = ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
 
 
-def compile_attention(topology, T, N, K, H, dtype="bfloat16", packed=True, **options):
+def compile_attention(chip, T, N, K, H, dtype="bfloat16", packed=True, **options):
     """Forward and all gradients, compiled for one chip."""
-    place = SingleDeviceSharding(topology_devices(topology)[0])
-
-    def shape(*sizes, dtype=dtype):
-        return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
     def step(q, k, v, dout, ids):
         def attend(q, k, v):
-            return tuple(attention(q, k, v, segment_ids_BT=ids, implementation="tpu", **options))
+            return tuple(attention(q, k, v, segment_ids_BT=ids, **options))
 
         (out, max_logit), pull = jax.vjp(attend, q, k, v)
         return out, max_logit, pull((dout, jnp.zeros_like(max_logit)))
 
-    arrays = [shape(1, T, heads, H) for heads in (N, K, K, N)]
-    ids = shape(1, T, dtype="int32") if packed else None
-    return jax.jit(step).lower(*arrays, ids).compile()
+    arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K, N)]
+    ids = jax.ShapeDtypeStruct((1, T), "int32") if packed else None
+    return compile_for_chip(chip, step, *arrays, ids)
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": False, "window": 300, "soft_cap": 50.0}])
 def test_attention_compiles_for_a_tpu(options):
-    text = compile_attention("v5e:2x2", 1024, 4, 2, 128, **options).as_text()  # JAX 0.10.2 cannot read all of v6e's
+    text = compile_attention("v5e", 1024, 4, 2, 128, **options).as_text()  # JAX 0.10.2 cannot read all of v6e's
     for kernel in ("forward", "query_gradient", "key_gradient"):
         assert f"attention_{kernel}" in text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "smollm2-360m"])  # as smollm2-135m
-def test_attention_of_every_preset_compiles(name, topology):
+def test_attention_of_every_preset_compiles(name, chip):
     config = PRESETS[name]
     window = min(config.sliding_window, 4096) or None
     options = {"window": window, "soft_cap": config.attention_soft_cap, "scale": config.attention_scale}
-    compile_attention(topology, 8192, config.num_heads, config.num_kv_heads, config.head_dim, **options)
+    compile_attention(chip, 8192, config.num_heads, config.num_kv_heads, config.head_dim, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("H", [64, 128, 256])
 def test_float32_compiles(H):
-    compile_attention("v5e:2x2", 1024, 4, 2, H, dtype="float32")
+    compile_attention("v5e", 1024, 4, 2, H, dtype="float32")
