@@ -80,7 +80,7 @@ def attention_case(implementation, shape, layers=None):
     args = [jnp.asarray(rng.standard_normal((B, T, n, H)), jnp.float32) for n in (N, K, K, N)]
 
     def forward(q, k, v):
-        out, max_logit = attention(q, k, v, implementation=implementation)
+        out, _, max_logit = attention(q, k, v, implementation=implementation)
         if layers is None:
             return out, max_logit
         step = lambda q, _: attention(q, k, v, implementation=implementation)  # noqa: E731

@@ -21,6 +21,7 @@ from model.decode import Decoder
 from model.generate import generate
 from objectives import next_token
 from train.run import Run, load_params, run_spec
+from train.sharding import make_mesh, on_mesh
 
 VERSION = 1
 FOLDER = "eval"
@@ -98,7 +99,7 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
 
 def token_measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
     """A function of parameters and token shards that gives the nats of every document."""
-    compiled = jax.jit(functools.partial(next_token.token_nats, run.model))
+    compiled = jax.jit(on_mesh(functools.partial(next_token.token_nats, run.model), make_mesh()))
 
     def token_nats(params: Any, batch: Any) -> Any:
         nats_BT = compiled(params, batch)

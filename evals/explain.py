@@ -25,6 +25,7 @@ from data.tokenize import CURATED, open_split
 from objectives import next_token
 from train.checkpoint import Checkpoints
 from train.run import CHECKPOINTS, FOLDER, Run, load_params, open_plan
+from train.sharding import make_mesh, on_mesh
 
 ROWS_AT_ONCE = 8  # of the forward pass, so that a large batch fits where it was not trained
 
@@ -81,7 +82,7 @@ def _params(run: Run, workdir: Path, step: int, checkpoint: int | None) -> tuple
 
 def token_nats(run: Run, params: Any, batch: Batch) -> np.ndarray:
     """Cross-entropy of every token of a batch, a few rows at a time."""
-    measure = jax.jit(functools.partial(next_token.token_nats, run.model))
+    measure = jax.jit(on_mesh(functools.partial(next_token.token_nats, run.model), make_mesh()))
     starts = range(0, len(batch.tokens_BT), ROWS_AT_ONCE)
     parts = (Batch(*(field[start : start + ROWS_AT_ONCE] for field in batch)) for start in starts)
     return np.concatenate([np.asarray(measure(params, part)) for part in parts])

@@ -1,14 +1,14 @@
 """Which implementation of an op runs, and on which part of the arrays.
 
 An op has implementations by name: `reference` (the plain one), `xla` (blocked, for any platform), `tpu` and `gpu`
-(kernels), `tpu_interpret` and `gpu_interpret` (those kernels on any platform, step by step and slowly). Unless one is
-asked for, the platform's kernel runs and, where there is none or it cannot take the arguments, `xla`, with a warning.
+(kernels), `tpu_interpret` and `gpu_interpret` (those kernels on any platform, step by step and slowly). `auto` is the
+platform's kernel and, where there is none or it cannot take the arguments, `xla`, with a warning.
 """
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -39,21 +39,21 @@ def target() -> Target:
     return Target(platform, platform if isinstance(device, str) else device.device_kind)
 
 
-def choose(op: str, known: tuple[str, ...], asked: str | None, refusals: Mapping[str, str | None]) -> str:
+def choose(op: str, known: tuple[str, ...], asked: str, refusals: Mapping[str, str | None]) -> str:
     """The name of the implementation that runs.
 
     `refusals` says for some implementations what it is in the arguments that they cannot take, or None. Raises
     ValueError on an unknown name, UserError where the one asked for cannot run.
     """
-    if asked is not None and asked not in known:
-        raise ValueError(f"{op}: unknown implementation {asked!r}; choose from {', '.join(sorted(known))}")
+    if asked not in ("auto", *known):
+        raise ValueError(f"{op}: unknown implementation {asked!r}; choose from auto, {', '.join(sorted(known))}")
     platform, kind = target()
-    if asked is not None:
+    if asked != "auto":
         if asked in KERNELS and asked != platform:
             others = ", ".join(sorted(name for name in known if name not in KERNELS))
-            raise UserError(f"{op}: implementation {asked!r} does not run on {platform}; choose from {others}")
-        if refusals.get(asked):
-            raise UserError(f"{op}: implementation {asked!r} {refusals[asked]}; xla takes it")
+            raise UserError(f"{op}: implementation {asked!r} does not run on {platform}; choose from auto, {others}")
+        if refusal := refusals.get(asked.removesuffix("_interpret")):
+            raise UserError(f"{op}: implementation {asked!r} {refusal}; xla takes it")
         _say(logging.INFO, f"{op}: implementation {asked!r}, as asked")
         return asked
     if platform in known and not refusals.get(platform):
@@ -73,11 +73,24 @@ def _say(level: int, line: str) -> None:
 
 
 def mesh_axes(names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those axes of the mesh in context that split an array's axis of `size`; none where they do not divide it.
+    """Those axes of the mesh in context that split an array's axis of `size`; none where they do not divide it."""
+    sizes = _free_axes()
+    axes = tuple(name for name in names if name in sizes)
+    return axes if size % math.prod(sizes[name] for name in axes) == 0 else ()
 
-    A kernel is not partitioned by XLA: where this gives any axis, it has to run inside `jax.shard_map`.
+
+def over_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device's part of its arrays: XLA does not partition a kernel.
+
+    (The compiler for TPUs that are elsewhere does not know `custom_partitioning`.)
     """
+    if not _free_axes():
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _free_axes() -> dict[str, int]:
+    """Axes of the mesh in context over which nothing is split by hand yet, with more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual}
-    axes = tuple(name for name in names if name in free and mesh.shape[name] > 1)
-    return axes if size % math.prod(mesh.shape[name] for name in axes) == 0 else ()
+    kinds = zip(mesh.axis_names, mesh.axis_types)
+    return {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual and mesh.shape[name] > 1}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from core.config import require
 
+Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 MAX_LAYERS = 10_000  # some work is done layer by layer, so a config from elsewhere must not say a billion
 
 
@@ -56,6 +57,17 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """Which implementation of an op runs: `config.model.kernels`. The result is the same but for rounding.
+
+    auto takes the platform's own kernel; *_interpret are the kernels of other platforms, step by step and slowly.
+    """
+
+    attention: Implementation = "auto"
+    cross_entropy: Implementation = "auto"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer: `config.model`. The defaults are SmolLM3's; `model/presets.py` has whole models."""
 
@@ -102,6 +114,7 @@ class ModelConfig:
     # What the backward pass recomputes: nothing, each layer, or what is not a matrix product (without_batch: nor
     # attention, whose products have batch axes).
     remat: Literal["none", "full", "dots", "dots_without_batch"] = "none"
+    kernels: Kernels = Kernels()
 
     def __post_init__(self):
         _require_finite(self)

@@ -117,7 +117,8 @@ def _compiled(config: ModelConfig, context: int) -> _Compiled:
     @jax.jit
     def fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window):
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, window=window, **logits).out_BTNH
+            kernel = config.kernels.attention
+            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, window=window, **logits, implementation=kernel).out_BTNH
             rest = ((0, 0), (0, context - k_BTKH.shape[1]), (0, 0), (0, 0))
             k_BSKH, v_BSKH = jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest)
             return out_BTNH, Cache(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3))

@@ -289,8 +289,8 @@ def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int 
             "torch_dtype": dtype,
         }
         found = from_hf(described, Path("config.json"))
-        # Back in our words it must be the same model; these three do not change what is computed.
-        asked = dataclasses.replace(_plain(config), dtype=found.dtype, remat=found.remat)
+        # Back in our words it must be the same model; these do not change what is computed.
+        asked = dataclasses.replace(_plain(config), dtype=found.dtype, remat=found.remat, kernels=found.kernels)
         refusals[kind] = [
             field.name
             for field in dataclasses.fields(asked)

@@ -78,8 +78,11 @@ class Transformer(nnx.Module):
             cos, sin = jnp.where(uses_rope, cos_BTR, 1.0), jnp.where(uses_rope, sin_BTR, 0.0)
 
             def attend(q_BTNH, k_BTKH, v_BTKH):
-                logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap, "window": window}
-                return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, **logits)
+                masks = {"segment_ids_BT": segment_ids_BT, "window": window}
+                logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap}
+                kernel = config.kernels.attention
+                out = attention(q_BTNH, k_BTKH, v_BTKH, **masks, **logits, implementation=kernel)
+                return out.out_BTNH, out.max_logit_N
 
             return nnx.merge(graph, params)(x_BTD, cos, sin, attend)
 

@@ -28,4 +28,5 @@ def token_nats(config: ModelConfig, params: transformer.Params, batch: Any) -> j
 
 def _cross_entropy(config: ModelConfig, params: transformer.Params, hidden_BTD, targets_BT, weights_BT):
     w_VD = transformer.head(config, params)
-    return linear_cross_entropy(hidden_BTD, w_VD, targets_BT, weights_BT, soft_cap=config.final_soft_cap)
+    options = {"soft_cap": config.final_soft_cap, "implementation": config.kernels.cross_entropy}
+    return linear_cross_entropy(hidden_BTD, w_VD, targets_BT, weights_BT, **options)

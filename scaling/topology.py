@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from core.errors import UserError
 from data.pipeline import Batch
 from train.run import Run, make_program
-from train.sharding import make_mesh
+from train.sharding import make_mesh, on_mesh
 
 CHIPS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -53,13 +53,9 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
 
 def compile_for_chip(chip: str, function: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
     """A function of arrays compiled for one chip, a name in CHIPS; its arguments as pytrees of shapes."""
-    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,), devices=topology_devices(CHIPS[chip])[:1])
-
-    def on_chip(*args: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels see there what they are for
-            return function(*args)
-
-    return jax.jit(on_chip, in_shardings=NamedSharding(mesh, PartitionSpec())).lower(*shapes).compile()
+    mesh = make_mesh(topology_devices(CHIPS[chip])[:1])
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(on_mesh(function, mesh), in_shardings=whole).lower(*shapes).compile()
 
 
 def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:

@@ -1,4 +1,4 @@
-"""What tests share: a small corpus, and launch.py as a user runs it."""
+"""What tests share: a small corpus, a run without a workdir, and launch.py as a user runs it."""
 
 import re
 import subprocess
@@ -13,7 +13,9 @@ from data.corpus import Corpus
 from data.history import ask
 from data.pipeline import Batches
 from data.plan import Plan
-from data.shards import Tokens
+from data.shards import TokenDocument, Tokens, TokenShards, write_shard
+from train.run import Run, make_program
+from train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -113,3 +115,16 @@ class ByteTokenizer:
         """Text of ids."""
         names = [bytes([i]) for i in range(256)] + [name.encode() if special else b"" for name in self.special_tokens]
         return b"".join(names[i] for i in ids).decode("utf-8", "replace")
+
+
+def run_losses(folder: Path, run: Run) -> list[float]:
+    """Paragraphs of the licence as byte tokens, through rows, batches and the true step: the loss of each."""
+    paragraphs = (ROOT / "LICENSE").read_text().split("\n\n")
+    documents = [TokenDocument(str(i), "licence", [256, *p.encode(), 257], len(p)) for i, p in enumerate(paragraphs)]
+    shards = TokenShards(folder, [write_shard(folder / "t.array_record", documents, np.dtype("<u2"))], "<u2")
+    program, losses = make_program(run, make_mesh()), []
+    state = program.init()
+    for batch in make_batches(shards, run.batch, run.seed, run.train.steps).iterate(0, run.train.steps):
+        state, metrics = program.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses

@@ -72,6 +72,15 @@ def test_stages_run_alone_and_text_goes_to_standard_output(finished, corpus):
     assert again.stdout == result.stdout
 
 
+def test_the_kernels_of_a_finished_run_may_be_others(finished, corpus):
+    ask = ["generate", *smoke(finished, corpus), "--prompt=the model reads", "--max-tokens=8"]
+    plain = launch(*ask, "--config.model.kernels.attention=reference")
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout == launch(*ask).stdout
+    refused(launch(*ask, "--config.model.kernels.attention=tpu"), "'tpu' does not run on cpu; choose from auto,")
+    refused(launch(*ask, "--config.model.kernels.attention=flash"), "model.kernels.attention='flash' is not a choice")
+
+
 def test_text_that_cannot_be_made_is_one_line(finished, corpus):
     refused(launch("generate", *smoke(finished, corpus), f"--prompt={'row ' * 99}"), "raise eval.context")
     refused(launch("generate", *smoke(finished, corpus), "--system=x"), "it needs --chat")

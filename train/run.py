@@ -102,6 +102,7 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
             f"set --config.model.vocab_size={tokens['vocab_size']}"
         )
     decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
+    del decides["model"]["kernels"]  # as the device, which decides no more than how results are rounded
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **start_spec(run.start, workdir)}
 

@@ -1,6 +1,8 @@
 """Where arrays live: one mesh with an `fsdp` axis, on one device as on many."""
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,6 +42,17 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec if divides else P())
 
     return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function to be jitted with its mesh in context, where kernels look for what they run on."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return run
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -32,7 +32,7 @@ from train.state import TrainState
 VERSION = 1
 FOLDER, CHECKPOINTS = "import", "checkpoints"
 # What a config may make of an imported model; all else is as its folder says.
-CHANGEABLE = ("dtype", "remat", "init_std", "rope_theta", "rope_scaling", "vocab_size")
+CHANGEABLE = ("dtype", "remat", "kernels", "init_std", "rope_theta", "rope_scaling", "vocab_size")
 EMPTY = "config start.folder is empty; name the Hugging Face folder to import"
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
+from train.sharding import on_mesh
 from train.state import TrainState
 
 Loss = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -31,10 +33,10 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, schedule: opt
     return step
 
 
-def compile_step(step: Step, state_shardings: TrainState, batch_sharding: Any) -> Step:
+def compile_step(step: Step, state_shardings: TrainState, batch_sharding: NamedSharding) -> Step:
     """The step jitted, its state donated and laid out as told."""
     return jax.jit(
-        step,
+        on_mesh(step, batch_sharding.mesh),
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, None),
         donate_argnums=0,

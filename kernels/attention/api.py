@@ -5,12 +5,14 @@ heads per key/value head, H head size.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from kernels.attention import reference, tpu, xla
-from kernels.dispatch import choose
+from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,
@@ -21,9 +23,10 @@ IMPLEMENTATIONS = {
 
 
 class AttentionOutput(NamedTuple):
-    """The mixed values and, for QK-Clip, how large the logits grew."""
+    """The mixed values, what they were divided by and, for QK-Clip, how large the logits grew."""
 
     out_BTNH: jax.Array  # dtype of the queries
+    lse_BTN: jax.Array  # float32, log-sum-exp of a token's visible logits, after the soft cap
     # float32, largest scaled logit among visible pairs over the batch, before the soft cap; no gradient
     max_logit_N: jax.Array
 
@@ -37,19 +40,38 @@ def attention(
     scale: float | None = None,
     soft_cap: float | None = None,
     window: int | jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> AttentionOutput:
     """Causal grouped-query self attention in which a token sees only its own segment.
 
     Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H). With `soft_cap`, a
     Python number, logits become cap * tanh(logits / cap) (Gemma 2). With `window` a token sees that many tokens of
     the row, itself included; it may be a traced scalar, so that layers of one scan differ in it.
-    `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
+    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    attend = IMPLEMENTATIONS[choose("attention", tuple(IMPLEMENTATIONS), implementation, {})]
-    return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap, window))
+    refusals = {"tpu": tpu.refusal(q_BTNH, k_BSKH, scale)}
+    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, refusals)
+    attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
+    if name in ("reference", "xla"):
+        return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window))
+    return AttentionOutput(*_over_mesh(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
+
+
+def _over_mesh(attend: Callable[..., tuple[jax.Array, ...]], q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window):
+    """A kernel on each device's batch entries and key/value heads."""
+    batch, heads = mesh_axes(BATCH_AXES, len(q_BTNH)), mesh_axes(TENSOR_AXES, k_BSKH.shape[2])
+    known = window if isinstance(window, int) else None  # a number would come out of shard_map as an array
+
+    def local(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit):
+        window = limit if known is None else known
+        out_BTNH, lse_BTN, max_logit_N = attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window)
+        return out_BTNH, lse_BTN, jax.lax.pmax(jax.lax.stop_gradient(max_logit_N), batch)
+
+    of_heads = P(batch, None, heads)
+    run = over_mesh(local, (of_heads, of_heads, of_heads, P(batch), P()), (of_heads, of_heads, P(heads)))
+    return run(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window if known is None else None)
 
 
 def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None):
-    """Softmax attention through explicit logits; returns (out_BTNH, max_logit_N)."""
+    """Softmax attention through explicit logits; returns (out_BTNH, lse_BTN, max_logit_N)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)  # float64 stays float64
@@ -23,7 +23,10 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
     max_logit_N = jax.lax.stop_gradient(jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf)).max((0, 3, 4)).reshape(N)
     if soft_cap is not None:
         logits_BKGTS = soft_cap * jnp.tanh(logits_BKGTS / soft_cap)
-    probs_BKGTS = jax.nn.softmax(jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf), axis=-1)
+    logits_BKGTS = jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf)
+    lse_BKGT1 = jax.nn.logsumexp(logits_BKGTS, axis=-1, keepdims=True)
+    probs_BKGTS = jnp.exp(logits_BKGTS - lse_BKGT1)
 
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH_wide, precision="highest")
-    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N.astype(jnp.float32)
+    lse_BTN = lse_BKGT1.reshape(B, N, T).swapaxes(1, 2).astype(jnp.float32)
+    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype), lse_BTN, max_logit_N.astype(jnp.float32)

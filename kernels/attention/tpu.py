@@ -5,9 +5,6 @@ that share a key/value head. So softmax reduces over sublanes, which is plain ve
 are rows [1, X] that broadcast for free and go to memory as they lie, and keys are read once for all G heads. The
 largest logit of a head is the maximum of rows that the softmax needs anyway.
 
-XLA does not partition a kernel: arrays on several devices have to come to it through `jax.shard_map`, by batch
-entries or key/value heads. (The compiler for TPUs that are elsewhere does not know `custom_partitioning`.)
-
 Suffixes: t queries of a block, s keys of a block. The grid is (key/value head, pair of blocks) by `schedule.py`.
 """
 
@@ -38,12 +35,9 @@ VMEM_BYTES = 64 << 20  # that a kernel may ask for
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
-    """Returns (out_BTNH, max_logit_N); with `interpret` computed step by step, on any platform."""
+    """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16) or scale <= 0:
-        taken = "float32 or bfloat16 and a scale above 0"
-        raise ValueError(f"attention: the TPU kernel takes {taken}, not {q_BTNH.dtype} and {scale}")
     blocks = _blocks(T, N // K)
     rest = blocks.t * blocks.I - T
     q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
@@ -54,8 +48,16 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
     settings = Settings(scale, soft_cap, known, blocks, T, interpret)
-    out_BKGTH, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T], max_logit_KG.reshape(N)
+    out_BKGTH, lse_BKGT, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
+    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
+    return out_BTNH, lse_BKGT.reshape(B, N, -1).swapaxes(1, 2)[:, :T], max_logit_KG.reshape(N)
+
+
+def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> str | None:
+    """What it is in the arguments that the kernel cannot take."""
+    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16) or k_BSKH.dtype != q_BTNH.dtype:
+        return f"takes float32 or bfloat16, not {q_BTNH.dtype} queries and {k_BSKH.dtype} keys"
+    return None if scale > 0 else f"takes a scale above 0, not {scale}"
 
 
 def _blocks(T: int, G: int) -> Blocks:
@@ -73,18 +75,18 @@ def _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
 
 
 def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
-    """((out_BKGTH, max_logit_KG), residuals)."""
+    """((out_BKGTH, lse_BKGT, max_logit_KG), residuals)."""
     masks = segment_ids_BT, limit_1
     out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, masks, q_BKGTH, k_BKSH, v_BKSH)
     max_logit_KG = settings.scale * top_BKGl[..., 0].max(0)
-    return (out_BKGTH, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
+    return (out_BKGTH, lse_BKGT, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
 
 
 def _backward(settings, residuals, cotangents):
     """Gradients of queries, keys and values, each block summed in one order; the maximum has none."""
     q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1, out_BKGTH, lse_BKGT = residuals
-    dout_BKGTH, masks = cotangents[0], (segment_ids_BT, limit_1)
-    dot_BKGT = jnp.sum(dout_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), -1)
+    (dout_BKGTH, dlse_BKGT, _), masks = cotangents, (segment_ids_BT, limit_1)
+    dot_BKGT = jnp.sum(dout_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), -1) - dlse_BKGT
     arrays = q_BKGTH, dout_BKGTH, k_BKSH, v_BKSH, lse_BKGT, dot_BKGT
     (dq_BKGTH,) = _call(query_gradient, settings, masks, *arrays)
     dk_BKSH, dv_BKSH = _call(key_gradient, settings, masks, *arrays)

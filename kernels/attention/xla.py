@@ -23,15 +23,16 @@ _barrier = jax.lax.optimization_barrier
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None):
-    """Attention with a blocked forward and a blocked backward pass; returns (out_BTNH, max_logit_N)."""
+    """Attention with a blocked forward and a blocked backward pass; returns (out_BTNH, lse_BTN, max_logit_N)."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = (q_BTNH.astype(wide) * scale).reshape(B, T, K, N // K, H)
     k_BKSH, v_BKSH = (a.astype(wide).transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
-    out_BKGTH, max_logit_N = _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype), max_logit_N
+    out_BKGTH, lse_BKGT, max_logit_N = _attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap)
+    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
+    return out_BTNH, lse_BKGT.reshape(B, N, T).swapaxes(1, 2), max_logit_N
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -67,7 +68,7 @@ def _cap(logits, soft_cap):
 
 
 def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap):
-    """((out_BKGTH, max_logit_N), residuals); the queries are scaled already."""
+    """((out_BKGTH, lse_BKGT, max_logit_N), residuals); the queries are scaled already."""
     B, K, G, T, H = q_BKGTH.shape
     outs, lses, maxima = [], [], []
     for first, end in _blocks(T):
@@ -86,7 +87,7 @@ def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap):
         maxima.append(max_BKGt1.max((0, 3, 4)))
     out_BKGTH, lse_BKGT = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
     max_logit_N = jnp.stack(maxima).max(0).reshape(K * G)
-    return (out_BKGTH, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT)
+    return (out_BKGTH, lse_BKGT, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT)
 
 
 def _backward(soft_cap, residuals, cotangents):
@@ -96,9 +97,9 @@ def _backward(soft_cap, residuals, cotangents):
     lie, if the gradient of the queries is computed transposed too, [H, s] x [s, X].
     """
     q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT = residuals
-    dout_BKGTH = cotangents[0]
+    dout_BKGTH, dlse_BKGT, _ = cotangents
     B, K, G, T, H = q_BKGTH.shape
-    dot_BKGT = (dout_BKGTH * out_BKGTH).sum(-1)
+    dot_BKGT = (dout_BKGTH * out_BKGTH).sum(-1) - dlse_BKGT
     k_BKHS = _barrier(k_BKSH.swapaxes(2, 3))  # the barriers keep XLA from folding the transposes away
     dqs, dk_BKSH, dv_BKSH = [], jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH)
     for first, end in _blocks(T):

@@ -30,14 +30,14 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> CrossEntropyOutput:
     """Weighted sum over tokens of the cross entropy of softmax(x w^T), without gradient to weights.
 
     Targets must lie in [0, V): one outside it gives its token a wrong loss, so give padding any valid id and
     weight 0. `z_loss` is a Python number, the factor of the squared log-sum-exp (PaLM, section 5).
     With `soft_cap`, a Python number, logits become cap * tanh(logits / cap) (Gemma 2).
-    `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
+    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
     """
     _check_shapes(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from core.errors import UserError
 from kernels import dispatch
 from kernels.attention import reference
 from kernels.attention.api import attention
@@ -31,12 +33,12 @@ def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
 
 
 def value_and_gradients(attend, q, k, v, dout):
-    """((out, max_logit), (dq, dk, dv)) of `attend`, jitted."""
+    """((out, lse, max_logit), (dq, dk, dv)) of `attend`, jitted; the cotangent of lse is made from that of out."""
 
     @jax.jit
     def both(q, k, v, dout):
-        (out, max_logit), pull = jax.vjp(attend, q, k, v)
-        return (out, max_logit), pull((dout, jnp.zeros_like(max_logit)))
+        outputs, pull = jax.vjp(attend, q, k, v)
+        return outputs, pull((dout, dout.mean(-1).astype(jnp.float32), jnp.zeros_like(outputs[2])))
 
     return both(q, k, v, dout)
 
@@ -135,10 +137,11 @@ class TestAttention:
         )
         wide = [a.astype(jnp.float32) for a in arrays]
         exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, 64**-0.5), *wide)
-        (out, max_logit), gradients = ours
+        (out, lse, max_logit), gradients = ours
         assert max_logit.dtype == jnp.float32
         assert {a.dtype for a in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
-        np.testing.assert_allclose(max_logit, exact[0][1], rtol=1e-5)  # logits are never rounded
+        np.testing.assert_allclose(max_logit, exact[0][2], rtol=1e-5)  # logits are never rounded
+        np.testing.assert_allclose(lse, exact[0][1], rtol=1e-5, atol=1e-5)
         for got, want in zip((out, *gradients), (exact[0][0], *exact[1])):
             error = np.linalg.norm(got.astype(jnp.float32) - want) / np.linalg.norm(want)
             assert error < 0.006  # a rounding to 8 bits is off by 2^-9 = 0.002 at most
@@ -146,12 +149,13 @@ class TestAttention:
     def test_large_logits_stay_finite(self, implementation):
         """Logits of tens of thousands neither overflow nor lose the winner."""
         (q, k, v, dout), _ = inputs(1, 130, 2, 1, 32)
-        (out, max_logit), gradients = value_and_gradients(
+        (out, lse, max_logit), gradients = value_and_gradients(
             lambda *qkv: tuple(attention(*qkv, implementation=implementation)), q * 300, k * 300, v, dout
         )
         want = reference.attention(q * 300, k * 300, v, None, 32**-0.5)
         assert max_logit.min() > 10_000
-        np.testing.assert_allclose(max_logit, want[1], rtol=1e-5)
+        np.testing.assert_allclose(max_logit, want[2], rtol=1e-5)
+        np.testing.assert_allclose(lse, want[1], rtol=1e-5)
         np.testing.assert_allclose(out, want[0], atol=1e-2)
         assert all(np.isfinite(a).all() for a in gradients)
 
@@ -245,34 +249,37 @@ class TestAttention:
         check(implementation, B, T, K * G, K, H, segments=segments, seed=seed)
 
 
-@pytest.mark.parametrize("implementation", ["xla"])
-def test_sharded_batch_gives_the_same(implementation):
-    """Four devices, the batch split over them: results and gradients of one device, no gathering of keys."""
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_sharded_batch_and_heads_give_the_same(implementation):
+    """Four devices, batch and heads split over them: results and gradients of one device, nothing gathered."""
     program = f"""
         import jax, jax.numpy as jnp, numpy as np
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
         from kernels.attention.api import attention
 
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-        split = NamedSharding(mesh, PartitionSpec("data"))
+        mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=2 * (AxisType.Auto,))
+        rows, heads = (NamedSharding(mesh, spec) for spec in (P("fsdp"), P("fsdp", None, "tensor")))
         rng = np.random.default_rng(0)
-        q, k, v = (jnp.asarray(rng.standard_normal((8, 70, n, 32)), jnp.float32) for n in (4, 2, 2))
-        ids = jnp.asarray(np.arange(70)[None] // np.arange(5, 13)[:, None])
+        q, k, v = (jnp.asarray(rng.standard_normal((4, 70, n, 32)), jnp.float32) for n in (4, 2, 2))
+        ids = jnp.asarray(np.arange(70)[None] // np.arange(5, 9)[:, None])
 
-        def step(q, k, v, ids, implementation):
+        def step(q, k, v, ids, window, implementation):
             def loss(q, k, v):
-                out = attention(q, k, v, segment_ids_BT=ids, implementation=implementation)
-                return jnp.sum(jnp.sin(out.out_BTNH)), out.max_logit_N
-            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+                out = attention(q, k, v, segment_ids_BT=ids, window=window, implementation=implementation)
+                return jnp.sum(jnp.sin(out.out_BTNH)) + jnp.sum(out.lse_BTN**2), out.max_logit_N
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
 
-        want = jax.jit(step, static_argnums=4)(q, k, v, ids, "reference")
-        sharded = [jax.device_put(a, split) for a in (q, k, v, ids)]
-        compiled = jax.jit(step, static_argnums=4).lower(*sharded, {implementation!r}).compile()
-        got = compiled(*sharded)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
-        assert got[1][0].sharding.is_equivalent_to(split, 4), got[1][0].sharding
-        assert "all-gather" not in compiled.as_text()
+        run = jax.jit(step, static_argnums=5)
+        for window in (None, jnp.int32(30)):
+            want = run(q, k, v, ids, window, "reference")
+            split = [jax.device_put(a, heads) for a in (q, k, v)]
+            compiled = run.lower(*split, jax.device_put(ids, rows), window, {implementation!r}).compile()
+            got = compiled(*split, jax.device_put(ids, rows), window)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+                np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+            assert got[1][0].sharding.is_equivalent_to(heads, 4), got[1][0].sharding
+            assert "all-gather" not in compiled.as_text()
     """
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -284,7 +291,7 @@ def test_sharded_batch_gives_the_same(implementation):
 
 def test_unknown_implementation_names_the_choices():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(ValueError, match=r"'flash'.*reference, tpu, tpu_interpret, xla"):
+    with pytest.raises(ValueError, match=r"'flash'.*auto, reference, tpu, tpu_interpret, xla"):
         attention(q, k, v, implementation="flash")
 
 
@@ -299,6 +306,26 @@ def test_unknown_implementation_names_the_choices():
 def test_shapes_that_do_not_fit(q, k, ids):
     with pytest.raises(ValueError, match="attention"):
         attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), segment_ids_BT=jnp.zeros(ids, int))
+
+
+def test_a_kernel_of_another_platform_is_refused_in_one_line():
+    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
+    with pytest.raises(UserError, match="'tpu' does not run on cpu; choose from auto, reference, tpu_interpret, xla"):
+        attention(q, k, v, implementation="tpu")
+
+
+def test_what_a_kernel_cannot_take(caplog):
+    """Asked for it is refused; picked by platform, the blocked one runs and the log says so, once."""
+    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8, jnp.float16)
+    with pytest.raises(UserError, match="'tpu_interpret' takes float32 or bfloat16, not float16"):
+        attention(q, k, v, implementation="tpu_interpret")
+    chip = AbstractMesh((1,), ("fsdp",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
+    with caplog.at_level(logging.WARNING), jax.sharding.use_abstract_mesh(chip):
+        for _ in range(2):
+            assert jax.eval_shape(attention, q, k, v).out_BTNH.dtype == jnp.float16
+    (record,) = caplog.records
+    assert "implementation 'xla' on TPU v5 lite" in record.getMessage()
+    assert "takes float32 or bfloat16, not float16" in record.getMessage()
 
 
 def test_choice_is_logged_once(caplog):

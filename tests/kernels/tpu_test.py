@@ -18,8 +18,8 @@ def compile_attention(chip, T, N, K, H, dtype="bfloat16", packed=True, **options
         def attend(q, k, v):
             return tuple(attention(q, k, v, segment_ids_BT=ids, **options))
 
-        (out, max_logit), pull = jax.vjp(attend, q, k, v)
-        return out, max_logit, pull((dout, jnp.zeros_like(max_logit)))
+        outputs, pull = jax.vjp(attend, q, k, v)
+        return outputs, pull((dout, *(jnp.zeros_like(a) for a in outputs[1:])))
 
     arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K, N)]
     ids = jax.ShapeDtypeStruct((1, T), "int32") if packed else None

@@ -17,17 +17,14 @@ import numpy as np
 import pytest
 
 from data.config import BatchConfig
-from data.shards import TokenDocument, TokenShards, write_shard
 from data.workers import available_cores
-from lab import make_batches
+from lab import run_losses
 from model.config import ModelConfig
 from optim.config import OptimConfig
 from train.config import TrainConfig
-from train.run import Run, make_program
-from train.sharding import make_mesh
+from train.run import Run
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
 STEPS = 100
 RUN = Run(
     ModelConfig(vocab_size=258, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128),
@@ -50,21 +47,8 @@ def this_machine() -> str:
     return f"jaxlib {jaxlib.__version__},{vendor} {isa}, {available_cores()} cores"
 
 
-def run_losses(folder: Path) -> list[float]:
-    """Paragraphs of the licence as byte tokens, through rows, batches and the true step."""
-    paragraphs = TEXT.read_text().split("\n\n")
-    documents = [TokenDocument(str(i), "licence", [256, *p.encode(), 257], len(p)) for i, p in enumerate(paragraphs)]
-    shards = TokenShards(folder, [write_shard(folder / "t.array_record", documents, np.dtype("<u2"))], "<u2")
-    program, losses = make_program(RUN, make_mesh()), []
-    state = program.init()
-    for batch in make_batches(shards, RUN.batch, RUN.seed, STEPS).iterate(0, STEPS):
-        state, metrics = program.step(state, batch)
-        losses.append(float(metrics["loss"]))
-    return losses
-
-
 def test_the_losses_are_those_recorded(tmp_path):
-    golden, losses = json.loads(GOLDEN.read_text()), run_losses(tmp_path)
+    golden, losses = json.loads(GOLDEN.read_text()), run_losses(tmp_path, RUN)
     message = f"the losses of {STEPS} steps changed on {this_machine()}; see the docstring of {Path(__file__).name}"
     if this_machine() in golden:
         assert losses == golden[this_machine()], message
@@ -78,7 +62,7 @@ if __name__ == "__main__":
 
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        losses = run_losses(Path(folder))
+        losses = run_losses(Path(folder), RUN)
     for name, recorded in golden.items():
         print(f"{name}: largest difference {np.abs(np.array(recorded) - losses).max():.2e}")
     golden[this_machine()] = losses

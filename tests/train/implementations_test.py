@@ -1,0 +1,38 @@
+"""A run computes the same with any implementation of its kernels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data.config import BatchConfig
+from lab import run_losses
+from model.config import Kernels, ModelConfig
+from optim.config import OptimConfig
+from train.config import TrainConfig
+from train.run import Run
+
+MODEL = ModelConfig(
+    vocab_size=258, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
+    sliding_window=40, global_every=2, attention_soft_cap=20.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference_losses(tmp_path_factory):
+    return losses(tmp_path_factory.mktemp("reference") / "run", "reference")
+
+
+def losses(folder, attention, cross_entropy="reference"):
+    """Of 20 steps over packed rows of real text, with a sliding window in every other layer."""
+    folder.mkdir()
+    model = dataclasses.replace(MODEL, kernels=Kernels(attention, cross_entropy))
+    optim = OptimConfig(learning_rate=2e-3, warmup_steps=10, decay_fraction=0.2)
+    run = Run(model, BatchConfig(rows=4, row_length=160), optim, TrainConfig(steps=20), seed=0)
+    return np.array(run_losses(folder, run))
+
+
+@pytest.mark.parametrize("attention", ["xla", "tpu_interpret"])
+def test_attention_changes_no_loss_curve(tmp_path, reference_losses, attention):
+    assert reference_losses[-1] < 0.9 * reference_losses[0]
+    np.testing.assert_allclose(losses(tmp_path / "run", attention), reference_losses, atol=1e-4, rtol=0)
