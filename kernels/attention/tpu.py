@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels.attention import tpu_blocks
 from kernels.attention.schedule import Blocks, by_key, by_query
+from kernels.attention.tpu_blocks import LANES
 from kernels.attention.tpu_kernels import (
     KINDS,
-    LANES,
     STAYS,
     Settings,
     forward,
@@ -28,18 +29,16 @@ from kernels.attention.tpu_kernels import (
     scratch,
     step,
 )
-
-ROWS = 1024  # queries of all heads of a block at most, G * t
-KEYS = 512  # keys of a block at most
-VMEM_BYTES = 64 << 20  # that a kernel may ask for
+from kernels.dispatch import target
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    blocks = _blocks(T, N // K)
-    rest = blocks.t * blocks.I - T
+    chip = tpu_blocks.CHIPS.get(target().kind, tpu_blocks.DEFAULT)
+    cuts = tpu_blocks.cut(T, N // K, chip)
+    rest = cuts.forward.t * cuts.forward.I - T
     q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
     if segment_ids_BT is not None:
         segment_ids_BT = jnp.pad(jnp.asarray(segment_ids_BT, jnp.int32), ((0, 0), (0, rest)), mode="edge")
@@ -47,7 +46,7 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
     k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
-    settings = Settings(scale, soft_cap, known, blocks, T, interpret)
+    settings = Settings(scale, soft_cap, known, cuts, T, chip.vmem_bytes, interpret)
     out_BKGTH, lse_BKGT, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
     return out_BTNH, lse_BKGT.reshape(B, N, -1).swapaxes(1, 2)[:, :T], max_logit_KG.reshape(N)
@@ -58,15 +57,6 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> str | None:
     if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16) or k_BSKH.dtype != q_BTNH.dtype:
         return f"takes float32 or bfloat16, not {q_BTNH.dtype} queries and {k_BSKH.dtype} keys"
     return None if scale > 0 else f"takes a scale above 0, not {scale}"
-
-
-def _blocks(T: int, G: int) -> Blocks:
-    """For rows of T tokens: powers of two from 128 on, so that both divide one padded length."""
-    least = 1 << (max(T, LANES) - 1).bit_length()
-    s = min(least, KEYS)
-    t = min(s, max(LANES, 1 << (ROWS // G).bit_length() - 1))  # longer ones would compute more behind the diagonal
-    padded = -(-T // s) * s
-    return Blocks(t, s, padded // t, padded // s)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -102,7 +92,7 @@ def _call(kernel, settings, masks, *arrays):
     has_ids, has_limit = segment_ids_BT is not None, limit_1 is not None
     inputs, outputs = KINDS[kernel]
     queries, keys = (arrays[inputs.index(kind)] for kind in ("queries", "keys"))
-    (B, K, G, T, H), blocks = queries.shape, settings.blocks
+    (B, K, G, T, H), blocks = queries.shape, getattr(settings.cuts, kernel.__name__)
     window = settings.window if limit_1 is None else limit_1[0]
     schedule = (by_query if STAYS[kernel] == "queries" else by_key)(blocks, B, segment_ids_BT, window)
     prefetched = [schedule.stays_P, schedule.moves_P, *([limit_1] if has_limit else [])]
@@ -110,7 +100,7 @@ def _call(kernel, settings, masks, *arrays):
     shapes = {"queries": queries, "keys": keys, "rows": _float32(B, K, G, T), "heads": _float32(B, K, G, LANES)}
     ids = [segment_ids_BT[:, None]] * 2 if has_ids else []
     return pl.pallas_call(
-        functools.partial(step, kernel, settings, G, has_ids, has_limit),
+        functools.partial(step, kernel, settings, blocks, G, has_ids, has_limit),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(K, schedule.count),
@@ -120,7 +110,7 @@ def _call(kernel, settings, masks, *arrays):
         ),
         out_shape=tuple(jax.ShapeDtypeStruct(shapes[kind].shape, shapes[kind].dtype) for kind in outputs),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=settings.vmem_bytes
         ),
         name=f"attention_{kernel.__name__}",
         interpret=settings.interpret,

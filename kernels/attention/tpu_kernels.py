@@ -6,7 +6,6 @@ multiplied once, by scale or cap and log2(e) together, and go to 2^x.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.attention.schedule import Blocks
+from kernels.attention.tpu_blocks import LANES, Cuts
 
 HIDDEN = -1e30  # a logit that may not be seen
-LANES = 128
 LOG2E = math.log2(math.e)
 
 
@@ -26,8 +25,9 @@ class Settings(NamedTuple):
     scale: float
     soft_cap: float | None
     window: int | None  # where it is known; else it comes as an array
-    blocks: Blocks
+    cuts: Cuts
     length: int  # tokens of a row before it was padded
+    vmem_bytes: int
     interpret: bool
 
     @property
@@ -42,8 +42,7 @@ class Block(NamedTuple):
     first: jax.Array  # of the steps of the block that stays
     last: jax.Array
     position: jax.Array  # of its first query
-    visible: Callable[[], jax.Array]  # [s, X]
-    masked: bool  # whether some pair may not be seen
+    bias_sX: jax.Array | None  # 0 where a query may see a key, else HIDDEN; None where all may
 
 
 def place(kernel, blocks: Blocks, p, stays_P, moves_P):
@@ -54,35 +53,35 @@ def place(kernel, blocks: Blocks, p, stays_P, moves_P):
     return (b, own, other) if of_queries else (b, other, own)
 
 
-def step(kernel, settings: Settings, G: int, has_ids: bool, has_limit: bool, stays_P, moves_P, *refs) -> None:
+def step(
+    kernel, settings: Settings, blocks: Blocks, G: int, has_ids: bool, has_limit: bool, stays_P, moves_P, *refs
+) -> None:
     """Runs `kernel` on the pair of blocks of this step; most pairs lie whole before the diagonal and need no mask."""
     limit_1, refs = (refs[0], refs[1:]) if has_limit else (None, refs)
     inputs = len(KINDS[kernel][0])
     ids, refs = (refs[inputs : inputs + 2], refs[:inputs] + refs[inputs + 2 :]) if has_ids else (None, refs)
     p = pl.program_id(1)
-    _, i, j = place(kernel, settings.blocks, p, stays_P, moves_P)
-    t, s = settings.blocks.t, settings.blocks.s
+    _, i, j = place(kernel, blocks, p, stays_P, moves_P)
+    t, s = blocks.t, blocks.s
 
-    def visible() -> jax.Array:
-        query_1X = i * t + (jax.lax.broadcasted_iota(jnp.int32, (1, G * t), 1) & (t - 1))
+    def bias() -> jax.Array:
+        query_1t = i * t + jax.lax.broadcasted_iota(jnp.int32, (1, t), 1)
         key_s1 = j * s + jax.lax.broadcasted_iota(jnp.int32, (s, 1), 0)
-        distance_sX = query_1X - key_s1
-        seen_sX = distance_sX >= 0
+        seen_st = query_1t >= key_s1
         limit = settings.window if limit_1 is None else limit_1[0]
         if limit is not None:
-            seen_sX &= distance_sX < limit
+            seen_st &= query_1t - limit < key_s1
         if ids is not None:
-            ids_1X = jnp.concatenate([ids[0][...]] * G, axis=1)
             ids_s1 = jnp.broadcast_to(ids[1][...], (LANES, s)).T[:, :1]
-            seen_sX &= ids_1X == ids_s1
-        return seen_sX
+            seen_st &= ids[0][...] == ids_s1
+        return jnp.concatenate([jnp.where(seen_st, 0.0, HIDDEN)] * G, axis=1)  # computed once for all heads
 
     first, last = stays_P[p] != stays_P[p + 1], stays_P[p + 2] != stays_P[p + 1]
     for masked in (False, True):
 
         @pl.when((moves_P[p] & 1) == masked)
         def _(masked=masked):
-            kernel(settings, Block(first, last, i * t, visible, masked), *refs)
+            kernel(settings, Block(first, last, i * t, bias() if masked else None), *refs)
 
 
 def forward(settings, block, q_GtH, k_sH, v_sH, out_GtH, lse_Gt, top_Gl, max_1X, sum_1X, mixed_HX):
@@ -165,11 +164,10 @@ def _gradients(settings, block, q_GtH, dout_GtH, k_sH, v_sH, lse_Gt, dot_Gt):
 def _logits(settings, block, q_GtH, k_sH):
     """(products of queries and keys, the same capped); those that may not be seen are as good as minus infinity."""
     raw_sX = _dot(k_sH[...], _rows(q_GtH), 1, 1)
-    capped_sX = _capped(settings, raw_sX)
-    if block.masked:
-        seen_sX = block.visible()
-        raw_sX, capped_sX = (jnp.where(seen_sX, a, HIDDEN) for a in (raw_sX, capped_sX))
-    return raw_sX, capped_sX
+    if block.bias_sX is None:
+        return raw_sX, _capped(settings, raw_sX)
+    hidden_sX = raw_sX + block.bias_sX
+    return hidden_sX, hidden_sX if settings.soft_cap is None else _capped(settings, raw_sX) + block.bias_sX
 
 
 def _capped(settings, raw):
