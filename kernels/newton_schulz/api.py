@@ -41,9 +41,9 @@ def newton_schulz(
     """The iteration on every matrix [..., R, C] of `x`: for each (a, b, c), A = x x^T, x <- a x + (b A + c A A) x.
 
     It moves all singular values s > 0 to a s + b s^3 + c s^5 and leaves the singular vectors; they should come in at
-    most a little above 1, so divide by a norm before. `coefficients` are Python numbers, a step a row. Where R > C the
-    transposed matrices are iterated. Sums are float32 and each product is rounded once to the dtype of `x`, float32
-    or bfloat16. There is no gradient. On a mesh its matrices are spread over all axes and none is computed twice.
+    most a little above 1, so divide by a norm before. `coefficients` are Python numbers, a step a row. Where R > C
+    the transposed matrices are iterated. Sums are float32, and each product is rounded once to the dtype of `x`,
+    float32 or bfloat16. There is no gradient. The devices of a mesh share the matrices; none is computed twice.
     `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
     """
     _check("newton_schulz", "x", x)

@@ -1,7 +1,6 @@
 """The symmetric products for GPUs (Pallas, Triton): a tile a program, on and above the diagonal, and its mirror.
 
 Tiles are visited in squares of NEAR x NEAR, so that programs that run at a time share rows in the second-level cache.
-XLA does not choose anything here: `jax.jit` compiles the kernel with the settings of TILES.
 
 Suffixes: t rows of a tile, k columns of a step, P tiles in order.
 """
@@ -14,8 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels.dispatch import target
-from kernels.newton_schulz.pairs import pairs
+from kernels.newton_schulz.pairs import pairs, setting
 
 NEAR = 8
 MOST = 1 << 31  # elements that 32-bit offsets reach
@@ -39,26 +37,20 @@ TILES = {
 }
 
 
-def tiles(dtype) -> Tiles:
-    """Those of the longest name that the device's kind begins with."""
-    name, kind = jnp.dtype(dtype).name, target().kind
-    known = [device for of, device in TILES if of == name and kind.startswith(device)]
-    return TILES[name, max(known, key=len)]
-
-
 def padded(R: int, C: int, dtype) -> tuple[int, int]:
     """The size of a matrix that is not padded again."""
-    t, k, *_ = tiles(dtype)
+    t, k, *_ = setting(TILES, dtype)
     return -(-R // t) * t, -(-C // k) * k
 
 
 def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
     """x x^T; with factors (b, c), b x + c x x^T of symmetric x. With `interpret` step by step, on any platform."""
     L, R, C = x_LRC.shape
-    chosen = tiles(x_LRC.dtype)
-    R_padded, C_padded = padded(R, C, x_LRC.dtype)
-    x_LRC = jnp.pad(x_LRC, ((0, 0), (0, R_padded - R), (0, C_padded - C)))
-    rows_P, columns_P = pairs(R_padded // chosen.t, NEAR)
+    chosen = setting(TILES, x_LRC.dtype)
+    rows, columns = padded(R, C, x_LRC.dtype)
+    columns = columns if factors_2 is None else rows  # a symmetric matrix stays square
+    x_LRC = jnp.pad(x_LRC, ((0, 0), (0, rows - R), (0, columns - C)))
+    rows_P, columns_P = pairs(rows // chosen.t, NEAR)
     scalars = [jnp.asarray(rows_P), jnp.asarray(columns_P)]
     scalars += [] if factors_2 is None else [jnp.asarray(factors_2, jnp.float32)]
 
@@ -68,9 +60,9 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
     out_LRR = pl.pallas_call(
         functools.partial(_tile, chosen, factors_2 is not None),
         grid=(len(rows_P), L),
-        in_specs=[*(pl.BlockSpec(a.shape, lambda _p, _of: (0,)) for a in scalars), matrix(R_padded, C_padded)],
-        out_specs=matrix(R_padded, R_padded),
-        out_shape=jax.ShapeDtypeStruct((L, R_padded, R_padded), x_LRC.dtype),
+        in_specs=[*(pl.BlockSpec(a.shape, lambda _p, _of: (0,)) for a in scalars), matrix(rows, columns)],
+        out_specs=matrix(rows, rows),
+        out_shape=jax.ShapeDtypeStruct((L, rows, rows), x_LRC.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=chosen.warps, num_stages=chosen.stages),
         name="symmetric_product",
         interpret=interpret,
@@ -104,4 +96,4 @@ def _tile(chosen: Tiles, has_factors: bool, rows_P, columns_P, *refs) -> None:
 def _dot(a_tk, b_tk):
     """a b^T in float32."""
     precision = jax.lax.Precision.HIGHEST if a_tk.dtype == jnp.float32 else None
-    return pl.dot(a_tk, b_tk, trans_b=True, precision=precision)
+    return plgpu.dot(a_tk, b_tk, trans_b=True, precision=precision)

@@ -9,21 +9,39 @@ Suffixes: t rows of a block, k columns of a step, P blocks in order.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.dispatch import target
-from kernels.newton_schulz.pairs import pairs
+from kernels.newton_schulz.pairs import pairs, setting
 
 LANES = 128
-ROWS = {"bfloat16": 1024, "float32": 512}  # of a block at most
 COLUMNS = (512, 384, 256)  # of a step, the first that divides
-SLAB = 128  # columns of a diagonal block computed at a time: one side of the matrix unit
-WIDE_UNITS = ("TPU v6", "TPU7x")  # kinds with matrix units of 256
 VMEM_BYTES = 64 << 20  # that the kernel may ask for
+
+
+class Blocks(NamedTuple):
+    """How a matrix is cut."""
+
+    rows: int  # of a block at most: so many products for a byte that is read
+    slab: int  # columns of a diagonal block that are computed at a time: a side of the matrix unit
+
+
+# By dtype and, where the first words of the device's kind are known, by that. Chosen by counting bytes and products
+# (benchmarks/newton_schulz_static.py) within VMEM (tests/kernels/newton_schulz_test.py), not by time.
+BLOCKS = {
+    ("bfloat16", ""): Blocks(1024, 128),
+    ("bfloat16", "TPU v4"): Blocks(512, 128),  # 16 MB of VMEM
+    ("bfloat16", "TPU v6"): Blocks(1024, 256),
+    ("bfloat16", "TPU7"): Blocks(1024, 256),
+    ("float32", ""): Blocks(512, 128),
+    ("float32", "TPU v6"): Blocks(512, 256),
+    ("float32", "TPU7"): Blocks(512, 256),
+}
 
 
 def padded(R: int, C: int, dtype) -> tuple[int, int]:
@@ -35,17 +53,19 @@ def padded(R: int, C: int, dtype) -> tuple[int, int]:
 def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
     """x x^T; with factors (b, c), b x + c x x^T of symmetric x. With `interpret` step by step, on any platform."""
     L, R, C = x_LRC.shape
-    x_LRC = _pad(x_LRC, *padded(R, C, x_LRC.dtype))
+    rows, columns = padded(R, C, x_LRC.dtype)
+    columns = columns if factors_2 is None else rows  # a symmetric matrix stays square
+    x_LRC = jnp.pad(x_LRC, ((0, 0), (0, rows - R), (0, columns - C)))
     t, I = _blocks(R, x_LRC.dtype)  # noqa: E741
-    k = step_columns(x_LRC.shape[2])
+    k = next((k for k in COLUMNS if columns % k == 0), LANES)
     rows_P, columns_P = pairs(I, near=I)  # row by row: a block on the diagonal, then those right of it
-    steps = x_LRC.shape[2] // k
-    scalars = [jnp.append(a, a[:1]) for a in (rows_P, columns_P)]  # and once more the first, to fetch ahead
+    steps = columns // k
+    scalars = [np.append(a, a[:1]) for a in (rows_P, columns_P)]  # and once more the first, to fetch ahead
     scalars += [] if factors_2 is None else [jnp.asarray(factors_2, jnp.float32)]
     specs = _specs(t, k, I, steps)
     inputs = ["left", "right"] + ["block"] * (factors_2 is not None)
     out_LRR = pl.pallas_call(
-        functools.partial(_step, factors_2 is not None, _slab(t)),
+        functools.partial(_step, factors_2 is not None, setting(BLOCKS, x_LRC.dtype).slab),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(L, len(rows_P), steps + 1),
@@ -53,7 +73,7 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
             out_specs=specs["out"],
             scratch_shapes=[pltpu.VMEM((t, t), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct((L, t * I, t * I), x_LRC.dtype),
+        out_shape=jax.ShapeDtypeStruct((L, rows, rows), x_LRC.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
@@ -63,20 +83,10 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
     return out_LRR[:, :R, :R]
 
 
-def step_columns(C: int) -> int:
-    """Columns of a step, for a matrix padded to C."""
-    return next((k for k in COLUMNS if C % k == 0), LANES)
-
-
 def _blocks(R: int, dtype) -> tuple[int, int]:
     """Rows of a block, a multiple of LANES, and how many blocks there are."""
-    I = _ceil(R, ROWS[jnp.dtype(dtype).name])  # noqa: E741
+    I = _ceil(R, setting(BLOCKS, dtype).rows)  # noqa: E741
     return _ceil(_ceil(R, I), LANES) * LANES, I
-
-
-def _slab(t: int) -> int:
-    wide = target().kind.startswith(WIDE_UNITS) and t % (2 * SLAB) == 0
-    return 2 * SLAB if wide else SLAB
 
 
 def _specs(t: int, k: int, I: int, steps: int) -> dict[str, pl.BlockSpec]:  # noqa: E741
@@ -131,7 +141,7 @@ def _step(has_factors: bool, slab: int, rows_P, columns_P, *refs) -> None:
     @pl.when((s < steps) & diagonal)
     def _():
         for start in range(0, t, slab):
-            end = start + slab
+            end = min(start + slab, t)
             sum_tt[:end, start:end] += _dot(left_tk[:end], left_tk[start:end])
 
     @pl.when(s == steps - 1)
@@ -158,10 +168,6 @@ def _dot(a_ik, b_jk):
     precision = jax.lax.Precision.HIGHEST if a_ik.dtype == jnp.float32 else None
     numbers = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(a_ik, b_jk, numbers, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _pad(x_LRC, R: int, C: int):
-    return jnp.pad(x_LRC, ((0, 0), (0, R - x_LRC.shape[1]), (0, C - x_LRC.shape[2])))
 
 
 def _ceil(a: int, b: int) -> int:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-SMALL = 128  # rows of a part that is computed whole; see docs/benchmarks/newton_schulz.md
+SMALL = 96  # rows of a part that is computed whole; see docs/benchmarks/newton_schulz.md
 DEEP = 2  # halvings at most
 
 
