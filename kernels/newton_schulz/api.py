@@ -48,7 +48,7 @@ def newton_schulz(
     """
     _check("newton_schulz", "x", x)
     factors_S3 = _checked(coefficients)
-    chosen = _chosen("newton_schulz", x, implementation)
+    chosen = _chosen("newton_schulz", implementation)
     wide = x.shape[-2] <= x.shape[-1]
 
     def iterate(x_LRC):
@@ -65,7 +65,7 @@ def newton_schulz(
 def gram(x: jax.Array, *, implementation: str | None = None) -> jax.Array:
     """x x^T of every matrix [..., R, C], symmetric to the bit, in the dtype of `x`. There is no gradient."""
     _check("gram", "x", x)
-    return _over_matrices("gram", _chosen("gram", x, implementation).symmetric_product, x)
+    return _over_matrices("gram", _chosen("gram", implementation).symmetric_product, x)
 
 
 def symmetric_polynomial(a: jax.Array, b: float, c: float, *, implementation: str | None = None) -> jax.Array:
@@ -73,7 +73,7 @@ def symmetric_polynomial(a: jax.Array, b: float, c: float, *, implementation: st
     _check("symmetric_polynomial", "a", a)
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"symmetric_polynomial: a {a.shape} should hold square matrices")
-    product = _chosen("symmetric_polynomial", a, implementation).symmetric_product
+    product = _chosen("symmetric_polynomial", implementation).symmetric_product
     return _over_matrices("symmetric_polynomial", lambda a_LRR: product(a_LRR, (b, c)), a)
 
 
@@ -112,9 +112,8 @@ def _(op, primals, tangents):
     raise NotImplementedError(f"{op}: it has no gradient; an optimiser needs none")
 
 
-def _chosen(op: str, x: jax.Array, asked: str | None) -> Implementation:
-    refusals = {"gpu": f"takes fewer than 2^31 elements, not {x.size}" if x.size >= gpu.MOST else None}
-    return IMPLEMENTATIONS[choose(op, tuple(IMPLEMENTATIONS), asked, refusals)]
+def _chosen(op: str, asked: str | None) -> Implementation:
+    return IMPLEMENTATIONS[choose(op, tuple(IMPLEMENTATIONS), asked, {})]
 
 
 def _check(op: str, name: str, x: jax.Array) -> None:

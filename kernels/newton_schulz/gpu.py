@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from kernels.newton_schulz.pairs import pairs, setting
 
 NEAR = 8
-MOST = 1 << 31  # elements that 32-bit offsets reach
+MOST = 1 << 31  # elements that 32-bit offsets reach; larger stacks go a matrix at a time
 
 
 class Tiles(NamedTuple):
@@ -50,6 +50,10 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
     rows, columns = padded(R, C, x_LRC.dtype)
     columns = columns if factors_2 is None else rows  # a symmetric matrix stays square
     x_LRC = jnp.pad(x_LRC, ((0, 0), (0, rows - R), (0, columns - C)))
+    if L > 1 and L * rows * max(rows, columns) >= MOST:
+        return jax.lax.map(
+            lambda x_RC: symmetric_product(x_RC[None], factors_2, interpret=interpret)[0, :R, :R], x_LRC
+        )
     rows_P, columns_P = pairs(rows // chosen.t, NEAR)
     scalars = [jnp.asarray(rows_P), jnp.asarray(columns_P)]
     scalars += [] if factors_2 is None else [jnp.asarray(factors_2, jnp.float32)]

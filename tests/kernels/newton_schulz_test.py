@@ -157,6 +157,13 @@ def test_blocks_as_they_are_on_the_device(implementation, shape, monkeypatch):
     assert distance(got, exact(x)[0]) < 0.003
 
 
+def test_stacks_beyond_the_reach_of_offsets_go_a_matrix_at_a_time(monkeypatch):
+    x = normalised((3, 40, 50))
+    want = gram(x, implementation="gpu_interpret")
+    monkeypatch.setattr(gpu, "MOST", 3 * 40 * 40)
+    np.testing.assert_array_equal(gram(x, implementation="gpu_interpret"), want)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "gpu_interpret"])
 def test_matrices_are_spread_over_the_mesh(implementation):
     """Four devices: what one gives to the bit, a quarter of the work each, however many matrices there are."""
