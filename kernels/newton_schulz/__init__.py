@@ -1,0 +1,1 @@
+"""Newton-Schulz orthogonalisation, and the symmetric products that it is made of."""
