@@ -84,7 +84,7 @@ def _error(got, exact) -> float | None:
 
 
 def attention_cases() -> Iterator[Case]:
-    """Against splash attention, which has no groups here and is given what it does not scale; a scale that is exact."""
+    """Against splash attention, which scales nothing: the scale is a power of two, so that nothing is rounded by it."""
     T, N, H, scale = 384, 2, 128, 0.125
     random = np.random.default_rng(0)
     arrays = tuple(random.standard_normal((1, T, N, H)) for _ in range(3))
@@ -126,7 +126,7 @@ def _splash(q, k, v, *, scale, segment_ids_BT=None, window=None, soft_cap=None):
 
 
 def _on_matrix_unit(run):
-    """A product of float32 arrays without a precision, as the TPU's matrix unit computes it: from rounded operands."""
+    """Products of float32 arrays without a precision as the TPU's matrix unit has them: of rounded operands."""
     plain = jax.lax.dot_general
 
     def rounded(a, b, *args, **options):

@@ -36,7 +36,7 @@ IMPLEMENTATIONS = {
 
 
 def newton_schulz(
-    x: jax.Array, coefficients: Sequence[tuple[float, float, float]], *, implementation: str | None = None
+    x: jax.Array, coefficients: Sequence[tuple[float, float, float]], *, implementation: str = "auto"
 ) -> jax.Array:
     """The iteration on every matrix [..., R, C] of `x`: for each (a, b, c), A = x x^T, x <- a x + (b A + c A A) x.
 
@@ -44,7 +44,7 @@ def newton_schulz(
     most a little above 1, so divide by a norm before. `coefficients` are Python numbers, a step a row. Where R > C
     the transposed matrices are iterated. Sums are float32, and each product is rounded once to the dtype of `x`,
     float32 or bfloat16. There is no gradient. The devices of a mesh share the matrices; none is computed twice.
-    `implementation` is a name in IMPLEMENTATIONS; None picks by platform.
+    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
     """
     _check("newton_schulz", "x", x)
     factors_S3 = _checked(coefficients)
@@ -62,13 +62,13 @@ def newton_schulz(
     return out if wide else out.swapaxes(-1, -2)
 
 
-def gram(x: jax.Array, *, implementation: str | None = None) -> jax.Array:
+def gram(x: jax.Array, *, implementation: str = "auto") -> jax.Array:
     """x x^T of every matrix [..., R, C], symmetric to the bit, in the dtype of `x`. There is no gradient."""
     _check("gram", "x", x)
     return _over_matrices("gram", _chosen("gram", implementation).symmetric_product, x)
 
 
-def symmetric_polynomial(a: jax.Array, b: float, c: float, *, implementation: str | None = None) -> jax.Array:
+def symmetric_polynomial(a: jax.Array, b: float, c: float, *, implementation: str = "auto") -> jax.Array:
     """b a + c a a of every matrix [..., R, R]; `a` has to be symmetric, as `gram` gives it. There is no gradient."""
     _check("symmetric_polynomial", "a", a)
     if a.shape[-2] != a.shape[-1]:
@@ -112,7 +112,7 @@ def _(op, primals, tangents):
     raise NotImplementedError(f"{op}: it has no gradient; an optimiser needs none")
 
 
-def _chosen(op: str, asked: str | None) -> Implementation:
+def _chosen(op: str, asked: str) -> Implementation:
     return IMPLEMENTATIONS[choose(op, tuple(IMPLEMENTATIONS), asked, {})]
 
 
