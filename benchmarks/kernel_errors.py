@@ -84,7 +84,7 @@ def _error(got, exact) -> float | None:
 
 
 def attention_cases() -> Iterator[Case]:
-    """Against splash attention, which scales nothing: the scale is a power of two, so that nothing is rounded by it."""
+    """Against splash attention, which scales nothing: the scale is a power of two, so it rounds nothing."""
     T, N, H, scale = 384, 2, 128, 0.125
     random = np.random.default_rng(0)
     arrays = tuple(random.standard_normal((1, T, N, H)) for _ in range(3))
