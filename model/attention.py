@@ -7,9 +7,10 @@ import jax
 from flax import nnx
 
 from kernels.linear.api import linear
+from kernels.rope.api import rotate
 from model.config import ModelConfig
 from model.layers import Norm, normal, zeros
-from model.position import rotate
+from model.position import Rotation
 
 # (q_BTNH, k_BTKH, v_BTKH) of the tokens at hand to (out_BTNH, whatever the caller wants back of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -32,9 +33,7 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, H, "rms"), Norm(config, H, "rms")
 
-    def __call__(
-        self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, attend: Attend
-    ) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, rotation: Rotation, attend: Attend) -> tuple[jax.Array, Any]:
         """The layer's output [B, T, D], and what `attend` gave beside the mixed values."""
         (B, T, D), config, dtype = x_BTD.shape, self.config, x_BTD.dtype
         x_XD = x_BTD.reshape(B * T, D)
@@ -51,7 +50,12 @@ class Attention(nnx.Module):
         else:
             q_BTNH, k_BTKH = project("query"), project("key")
         v_BTKH = project("value")
-        q_BTNH, k_BTKH = (rotate(a, cos_BTR, sin_BTR, config.rope_pairs).astype(dtype) for a in (q_BTNH, k_BTKH))
+        q_BTNH, k_BTKH = (
+            rotate(
+                a, rotation.cos_BTR, rotation.sin_BTR, active=rotation.active, pairs=config.rope_pairs, dtype=dtype
+            )
+            for a in (q_BTNH, k_BTKH)
+        )
         mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
         out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
         if config.output_bias:

@@ -18,7 +18,7 @@ from kernels.attention.api import attention
 from kernels.attention.cached import cached_attention
 from model import transformer
 from model.config import ModelConfig
-from model.position import rotary_table
+from model.position import Rotation, rotary_table
 
 
 class Cache(NamedTuple):
@@ -103,9 +103,6 @@ def _compiled(config: ModelConfig, context: int) -> _Compiled:
     block = nnx.split(nnx.eval_shape(lambda: transformer.Transformer(config, nnx.Rngs(0)).layers))[0]
     logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap}
 
-    def rotation(cos, sin, uses_rope):
-        return jnp.where(uses_rope, cos, 1.0), jnp.where(uses_rope, sin, 0.0)
-
     @jax.jit
     def embed(outer, tokens_BT, positions_BT):
         found, rows = outer, tokens_BT
@@ -123,7 +120,7 @@ def _compiled(config: ModelConfig, context: int) -> _Compiled:
             k_BSKH, v_BSKH = jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest)
             return out_BTNH, Cache(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3))
 
-        return nnx.merge(block, params)(x_BTD, *rotation(cos_BTR, sin_BTR, uses_rope), attend)
+        return nnx.merge(block, params)(x_BTD, Rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
     @functools.partial(jax.jit, donate_argnames="cache")
     def extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, cache, positions_B):
@@ -134,7 +131,7 @@ def _compiled(config: ModelConfig, context: int) -> _Compiled:
             out_BNH = cached_attention(q_B1NH[:, 0], k_BKHS, v_BKSH, positions_B, window=window, **logits)
             return out_BNH[:, None], Cache(k_BKHS, v_BKSH)
 
-        return nnx.merge(block, params)(x_B1D, *rotation(cos_B1R, sin_B1R, uses_rope), attend)
+        return nnx.merge(block, params)(x_B1D, Rotation(cos_B1R, sin_B1R, uses_rope), attend)
 
     @jax.jit
     def to_logits(outer, x_B1D):

@@ -4,12 +4,21 @@ Suffix R: the H/2 pairs of features that rotate together, each by its own freque
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from model.config import ModelConfig
+
+
+class Rotation(NamedTuple):
+    """What a layer does to its queries and keys (`kernels/rope`)."""
+
+    cos_BTR: jax.Array
+    sin_BTR: jax.Array
+    active: jax.Array  # bool, whether this layer rotates at all
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
@@ -69,19 +78,3 @@ def rotary_table(positions_BT: jax.Array, config: ModelConfig) -> tuple[jax.Arra
     angle_BTR = positions_BT[:, :, None].astype(jnp.float32) * frequency_R
     cos_BTR, sin_BTR = jnp.cos(angle_BTR), jnp.sin(angle_BTR)
     return (cos_BTR, sin_BTR) if factor == 1 else (cos_BTR * factor, sin_BTR * factor)
-
-
-def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, pairs: str = "half_split") -> jax.Array:
-    """Rotates each pair of features by its angle: r with r + R, or `interleaved`, 2r with 2r + 1.
-
-    Computes in float32, returns the dtype of x.
-    """
-    x = x_BTNH.astype(jnp.float32)
-    cos, sin = cos_BTR[:, :, None], sin_BTR[:, :, None]
-    if pairs == "interleaved":
-        first, second = x[..., 0::2], x[..., 1::2]
-        rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(x.shape)
-    else:
-        first, second = jnp.split(x, 2, axis=-1)
-        rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BTNH.dtype)

@@ -16,7 +16,7 @@ from kernels.attention.api import attention
 from model.attention import Attend, Attention
 from model.config import ModelConfig
 from model.layers import FeedForward, Norm, normal
-from model.position import rotary_table
+from model.position import Rotation, rotary_table
 
 Params = dict[str, Any]
 
@@ -47,9 +47,9 @@ class Block(nnx.Module):
         if self.normalises_branches:
             self.attention_post_norm, self.feed_forward_post_norm = Norm(config, D), Norm(config, D)
 
-    def __call__(self, x_BTD, cos_BTR, sin_BTR, attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD, rotation: Rotation, attend: Attend) -> tuple[jax.Array, Any]:
         """The residual stream after the layer, and what `attend` gave beside the mixed values."""
-        mixed_BTD, extra = self.attention(self.attention_norm(x_BTD), cos_BTR, sin_BTR, attend)
+        mixed_BTD, extra = self.attention(self.attention_norm(x_BTD), rotation, attend)
         x_BTD = x_BTD + (self.attention_post_norm(mixed_BTD) if self.normalises_branches else mixed_BTD)
         inner_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + (self.feed_forward_post_norm(inner_BTD) if self.normalises_branches else inner_BTD), extra
@@ -75,7 +75,6 @@ class Transformer(nnx.Module):
 
         def layer(x_BTD, scanned):
             params, uses_rope, window = scanned
-            cos, sin = jnp.where(uses_rope, cos_BTR, 1.0), jnp.where(uses_rope, sin_BTR, 0.0)
 
             def attend(q_BTNH, k_BTKH, v_BTKH):
                 masks = {"segment_ids_BT": segment_ids_BT, "window": window}
@@ -84,7 +83,7 @@ class Transformer(nnx.Module):
                 out = attention(q_BTNH, k_BTKH, v_BTKH, **masks, **logits, implementation=kernel)
                 return out.out_BTNH, out.max_logit_N
 
-            return nnx.merge(graph, params)(x_BTD, cos, sin, attend)
+            return nnx.merge(graph, params)(x_BTD, Rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[config.remat])

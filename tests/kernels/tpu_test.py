@@ -1,12 +1,22 @@
 """The kernels compiled by the TPU's own compiler on this host: Mosaic takes them, for the shapes that models have."""
 
+import re
+import runpy
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from kernels.attention.api import attention
+from kernels.rope.api import rotate
+from model import transformer
+from model.config import ModelConfig
 from model.presets import PRESETS
-from scaling.topology import CHIPS, compile_for_chip
+from scaling.hlo import instructions
+from scaling.topology import CHIPS, compile_for_chip, topology_devices
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
 
@@ -47,3 +57,90 @@ def test_attention_of_every_preset_compiles(name, chip):
 @pytest.mark.parametrize("H", [64, 128, 256])
 def test_float32_compiles(H):
     compile_attention("v5e", 1024, 4, 2, H, dtype="float32")
+
+
+def from_where(program, name):
+    """The instruction that made an array, through those that only look at it otherwise."""
+    while program[name].opcode in ("bitcast", "get-tuple-element", "opt-barrier"):
+        name = program[name].operands[0]
+    return program[name]
+
+
+def kernels(program, name):
+    return [found for found in program.values() if found.opcode == "custom-call" and name in found.op_name]
+
+
+@pytest.mark.parametrize("heads", [(512, 4, 2, 128), pytest.param((576, 9, 3, 64), marks=pytest.mark.slow)])
+def test_rotation_is_one_pass_of_its_own(heads):
+    """Queries and keys go from the projection through it to attention and back, with nothing between them."""
+    layer_text = runpy.run_path("benchmarks/rope_static.py")["layer_text"]
+    program = instructions(layer_text("v5e", *heads, rotate, backward=True, rows=(1, 512)))
+    forward, backward = kernels(program, "rope_to_heads"), kernels(program, "rope_from_heads")
+    assert len(forward) == len(backward) == 2
+    assert all(from_where(program, found.operands[1]).multiplies for found in forward)
+    (attend,) = kernels(program, "attention_forward")
+    found = [from_where(program, name) for name in attend.operands]
+    assert all(one in found for one in forward)
+    for found in backward:
+        assert "_gradient" in from_where(program, found.operands[1]).op_name
+
+
+def test_the_table_of_a_rotation_is_made_once_for_all_layers():
+    """And no layer's own is saved for the backward pass."""
+    config = ModelConfig(256, 6, 256, 2, 1, 128, 256, dtype="bfloat16")
+    rows = jax.ShapeDtypeStruct((1, 512), "int32")
+
+    def loss(params, tokens, ids, positions):
+        return transformer.apply(config, params, tokens, ids, positions).hidden_BTD.astype("float32").sum()
+
+    text = compile_for_chip("v5e", jax.grad(loss), transformer.abstract(config), rows, rows, rows).as_text()
+    assert "f32[6,1,512,128]" not in text
+    loops = [block for block in text.split("\n\n") if "rope_" in block and not block.startswith("ENTRY")]
+    assert len(loops) >= 2
+    for loop in loops:
+        made = [line.split(" = ")[1] for line in loop.splitlines() if re.search(r" = f32\[1,512,(64|128)\]", line)]
+        assert made
+        assert all(re.search(r" (get-tuple-element|bitcast|copy-done)\(", line) for line in made), made
+
+
+def test_rotation_is_split_over_a_mesh():
+    """Rows over one axis, heads over the other; nothing is gathered."""
+    devices = np.array(topology_devices("v5e:2x2")).reshape(2, 2)
+    mesh = jax.sharding.Mesh(devices, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    split, rows = (NamedSharding(mesh, spec) for spec in (P("fsdp", None, "tensor"), P("fsdp")))
+
+    def both(x, dy, cos, sin):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            y, pull = jax.vjp(lambda x: rotate(x, cos, sin), x)
+        return y, *pull(dy)
+
+    x, angles = jax.ShapeDtypeStruct((4, 256, 8, 128), "bfloat16"), jax.ShapeDtypeStruct((4, 256, 64), "float32")
+    jitted = jax.jit(both, in_shardings=(split, split, rows, rows), out_shardings=(split, split))
+    program = instructions(jitted.lower(x, x, angles, angles).compile().as_text())
+    (forward,), (backward,) = kernels(program, "rope_to_heads"), kernels(program, "rope_from_heads")
+    assert forward.arrays == ((2, (2, 4, 256, 128)),)
+    assert backward.arrays == ((2, (2, 256, 4 * 128)),)
+    assert not any(found.opcode.startswith(("all-", "collective")) for found in program.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "smollm2-360m"])  # as smollm2-135m
+def test_rotation_of_every_preset_compiles(name, chip):
+    config, T = PRESETS[name], 8192
+    for heads, dtype in ((config.num_heads, "bfloat16"), (config.num_kv_heads, "float32")):
+        x = jax.ShapeDtypeStruct((1, T, heads, config.head_dim), dtype)
+        angles = jax.ShapeDtypeStruct((1, T, config.head_dim // 2), "float32")
+
+        def both(x, cos, sin):
+            y, pull = jax.vjp(lambda x: rotate(x, cos, sin, pairs=config.rope_pairs, dtype="bfloat16"), x)
+            return y, *pull(y)
+
+        compile_for_chip(chip, both, x, angles, angles)
+
+
+@pytest.mark.parametrize("T", [1, 1000])
+def test_rotation_of_any_length_compiles(T):
+    """One token, as in decoding; a last block that is not full."""
+    x, angles = jax.ShapeDtypeStruct((2, T, 3, 64), "bfloat16"), jax.ShapeDtypeStruct((2, T, 32), "float32")
+    compile_for_chip("v5e", lambda x, cos, sin: rotate(x, cos, sin, pairs="interleaved"), x, angles, angles)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.rope.api import rotate
 from model.config import ModelConfig, RopeScaling
-from model.position import rotary_frequencies, rotary_table, rotate
+from model.position import rotary_frequencies, rotary_table
 
 H, THETA, OLD = 64, 10_000.0, 4096
 CONFIG = ModelConfig(8, 1, 64, 1, 1, H, 8, rope_theta=THETA)
@@ -107,7 +108,7 @@ def test_interleaved_pairs_are_a_permutation_of_half_split_ones():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 2, H)), jnp.float32)
     cos, sin = rotary_table(jnp.arange(5)[None], CONFIG)
     evens_first = np.concatenate([np.arange(0, H, 2), np.arange(1, H, 2)])
-    interleaved = rotate(x, cos, sin, "interleaved")
+    interleaved = rotate(x, cos, sin, pairs="interleaved")
     np.testing.assert_array_equal(interleaved[..., evens_first], rotate(x[..., evens_first], cos, sin))
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numpy_transformer
+from kernels.rope.api import rotate
 from model import transformer
 from model.config import ModelConfig, RopeScaling
-from model.position import rotary_table, rotate
+from model.position import rotary_table
 
 CONFIG = ModelConfig(
     vocab_size=64, num_layers=5, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, init_std=0.2
