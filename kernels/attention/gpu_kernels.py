@@ -1,10 +1,11 @@
 """What a program of flash attention on a GPU computes: one block of queries, or of keys, with all blocks it sees.
 
-Suffixes: t queries of a block, s keys of a block. Logits are bare products of query and key up to their maximum; scale
-and log2(e) come in as one factor, in the subtraction from it, on the way to 2^x.
+Suffixes: t queries of a block, s keys of a block. Logits are bare products of query and key up to their maximum;
+scale and log2(e) come in as one factor, in the subtraction from it, on the way to 2^x.
 """
 
 import math
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def forward(settings, tile, spans_ref, limit_ref, ids_ref, q_ref, k_ref, v_ref, 
             logits_ts = jnp.where(seen_ts, logits_ts, HIDDEN)
         next_t = jnp.maximum(top_t, jnp.max(logits_ts, axis=1))
         next_bits_t = _bits(settings, next_t)
-        weights_ts = _exp2(settings, _bits(settings, logits_ts) - next_bits_t[:, None])
+        weights_ts = _weights(settings, logits_ts, next_bits_t[:, None])
         if masked:
             weights_ts = jnp.where(seen_ts, weights_ts, 0.0)
         shrink_t = _exp2(settings, _fall(settings, top_t, next_t))
@@ -61,9 +62,13 @@ def forward(settings, tile, spans_ref, limit_ref, ids_ref, q_ref, k_ref, v_ref, 
         mixed_tH = mixed_tH * shrink_t[:, None] + _dot(weights_ts.astype(v_sH.dtype), v_sH, "ts,sH->tH")
         return next_t, sum_t * shrink_t + jnp.sum(weights_ts, axis=1), mixed_tH
 
-    nothing = jnp.full(tile.t, HIDDEN, jnp.float32), jnp.zeros(tile.t, jnp.float32), jnp.zeros(q_tH.shape, jnp.float32)
+    nothing = (
+        jnp.full(tile.t, HIDDEN, jnp.float32),
+        jnp.zeros(tile.t, jnp.float32),
+        jnp.zeros(q_tH.shape, jnp.float32),
+    )
     top_t, sum_t, mixed_tH = _visit_all(spans_ref, visit, nothing)
-    out_ref[...] = (mixed_tH / sum_t[:, None]).astype(out_ref.dtype)
+    out_ref[...] = (mixed_tH * (1.0 / sum_t)[:, None]).astype(out_ref.dtype)
     lse_ref[...] = _bits(settings, top_t) / LOG2E + jnp.log(sum_t)
     top_ref[...] = jnp.max(jnp.where(row_t < settings.length, top_t, -jnp.inf))
 
@@ -134,7 +139,7 @@ def _visit_all(spans_ref, visit: Callable, carry):
 def _visibility(limit_ref, ids_ref, own, of_keys: bool = False) -> Callable[[jax.Array], jax.Array]:
     """Which pairs of own positions, a column, and others, a row, may be seen."""
     limit = None if limit_ref is None else limit_ref[0]
-    own_ids = None if ids_ref is None else _ids(ids_ref, own[:, 0])[:, None]
+    own_ids = None if ids_ref is None else ids_ref[own[:, 0]][:, None]
 
     def visible(other):
         distance = other - own if of_keys else own - other
@@ -142,14 +147,10 @@ def _visibility(limit_ref, ids_ref, own, of_keys: bool = False) -> Callable[[jax
         if limit is not None:
             seen &= distance < limit
         if own_ids is not None:
-            seen &= own_ids == _ids(ids_ref, other[0])[None]
+            seen &= own_ids == ids_ref[other[0]][None]
         return seen
 
     return visible
-
-
-def _ids(ids_ref, position):
-    return ids_ref[position]
 
 
 def _positions(block, size: int):
@@ -158,7 +159,7 @@ def _positions(block, size: int):
 
 def _gradients(settings, logits, dweights, lse, dot, seen):
     """The softmax's weights from their stored log-sum-exp, in bits, and the gradient of the scaled logits."""
-    weights = _exp2(settings, _bits(settings, logits) - lse)
+    weights = _weights(settings, logits, lse)
     if seen is not None:
         weights = jnp.where(seen, weights, 0.0)
     dlogits = weights * (dweights - dot)
@@ -188,15 +189,27 @@ def _tanh(settings, x):
     return 1.0 - 2.0 / (1.0 + _exp2(settings, x * (2 * LOG2E)))
 
 
+def _weights(settings, logits, bits):
+    """2^(_bits(logits) - bits), for two instructions a logit if none is capped."""
+    if settings.soft_cap is not None or settings.interpret:
+        return _exp2(settings, _bits(settings, logits) - bits)
+    factor = struct.pack(">f", settings.scale * LOG2E).hex()
+    code = f"{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{factor}, $2; ex2.approx.ftz.f32 $0, x; }}"
+    return _assembly(code, logits, jnp.broadcast_to(-bits, logits.shape))
+
+
 def _exp2(settings, x):
     """2^x; what is under 2^-126 is 0, which saves three of four instructions."""
-    if settings.interpret:
-        return jnp.exp2(x)
-    (y,) = plgpu.elementwise_inline_asm(
-        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
-    )  # fmt: skip
-    return y
+    return jnp.exp2(x) if settings.interpret else _assembly("ex2.approx.ftz.f32 $0, $1;", x)
+
+
+def _assembly(code: str, *operands):
+    """PTX for every element; XLA neither fuses multiply-adds in Triton kernels nor flushes denormal numbers."""
+    shape = jax.ShapeDtypeStruct(operands[0].shape, jnp.float32)
+    constraints = "=f" + ",f" * len(operands)
+    return plgpu.elementwise_inline_asm(
+        code, args=operands, constraints=constraints, pack=1, result_shape_dtypes=[shape]
+    )[0]
 
 
 def _dot(a, b, spec: str):
