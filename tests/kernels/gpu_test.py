@@ -30,8 +30,7 @@ def gradients(attend):
 @pytest.mark.parametrize(
     ("T", "H", "dtype", "options"),
     [
-        (70, 40, "float32", {}),
-        (90, 32, "float32", {"packed": True, "window": jnp.int32(20), "soft_cap": 2.0}),
+        (70, 40, "float32", {"packed": True, "window": jnp.int32(20)}),
         (100, 32, "bfloat16", {"packed": True, "soft_cap": 30.0}),
     ],
 )
