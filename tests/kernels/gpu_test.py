@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from core.errors import UserError
 from kernels.attention import gpu, reference
 from kernels.attention.gpu_kernels import Tile
 from kernels.attention.schedule import Blocks
 from model.presets import PRESETS
+from scaling.cuda import CHIPS, compile_for_gpu
 
 SMALL = gpu.Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1))
 DEVICE = AbstractDevice("NVIDIA H200", None, platform="gpu")
@@ -76,36 +78,63 @@ def test_spans_hold_all_that_is_seen_and_only_whole_blocks_go_without_a_mask(ids
             assert every_own.sum() == whole_end - whole_first
 
 
-def lower(T, N, K, H, dtype="bfloat16", packed=True, **options):
-    """The text of forward and all gradients, lowered for CUDA."""
+def program(T, N, K, H, dtype="bfloat16", packed=True, **options):
+    """(function, shapes) of forward and all gradients."""
 
     def step(q, k, v, dout, ids):
-        with jax.sharding.use_abstract_mesh(H200):
-            outputs, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, ids, **options), q, k, v)
-            return outputs, pull((dout, jnp.zeros_like(outputs[1]), jnp.zeros_like(outputs[2])))
+        outputs, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, ids, **options), q, k, v)
+        return outputs, pull((dout, jnp.zeros_like(outputs[1]), jnp.zeros_like(outputs[2])))
 
     arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K, N)]
-    ids = jax.ShapeDtypeStruct((1, T), "int32") if packed else None
+    return step, (*arrays, jax.ShapeDtypeStruct((1, T), "int32") if packed else None)
+
+
+def lower(step, shapes):
+    """The text of a program lowered for CUDA."""
     with jax.sharding.use_abstract_mesh(H200):
-        return jax.jit(step).trace(*arrays, ids).lower(lowering_platforms=("cuda",)).as_text()
+        return jax.jit(step).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def program_of(name, dtype="bfloat16"):
+    """That of a preset's layer."""
+    config = PRESETS[name]
+    window = min(config.sliding_window, 4096) or None
+    scale = config.attention_scale or config.head_dim**-0.5
+    heads = config.num_heads, config.num_kv_heads, config.head_dim
+    return program(8192, *heads, dtype, window=window, scale=scale, soft_cap=config.attention_soft_cap)
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": False, "window": 300, "soft_cap": 50.0}])
 def test_attention_lowers_for_cuda(options):
-    text = lower(1000, 4, 2, 96, scale=0.1, **options)
+    text = lower(*program(1000, 4, 2, 96, scale=0.1, **options))
     for kernel in ("forward", "query_gradient", "key_gradient"):
         assert f'name = "attention_{kernel}"' in text
 
 
+ALL = [name for name in PRESETS if name != "smollm2-360m"]  # as smollm2-135m
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "smollm2-360m"])  # as smollm2-135m
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_of_every_preset_lowers(name, dtype):
-    config = PRESETS[name]
-    window = min(config.sliding_window, 4096) or None
-    scale = config.attention_scale or config.head_dim**-0.5
-    lower(8192, config.num_heads, config.num_kv_heads, config.head_dim, dtype, window=window, scale=scale,
-          soft_cap=config.attention_soft_cap)  # fmt: skip
+    lower(*program_of(name, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ALL)
+def test_attention_of_every_preset_compiles(name, chip):
+    """By XLA's compiler for GPUs, down to machine code."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="the CUDA compiler is not installed")
+    step, shapes = program_of(name)
+    assert compile_for_gpu(chip, step, *shapes).as_text().count("__gpu$xla.gpu.triton") >= 3
+
+
+def test_without_the_cuda_compiler_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="install jax-cuda13-plugin and jax-cuda13-pjrt in version"):
+        compile_for_gpu("h200", jnp.sin, jax.ShapeDtypeStruct((8,), "float32"))
 
 
 def test_what_the_kernel_cannot_take():
