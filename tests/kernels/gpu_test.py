@@ -8,6 +8,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from core.errors import UserError
 from kernels.attention import gpu, reference
+from kernels.attention.api import attention
 from kernels.attention.gpu_kernels import Tile
 from kernels.attention.schedule import Blocks
 from model.presets import PRESETS
@@ -82,7 +83,8 @@ def program(T, N, K, H, dtype="bfloat16", packed=True, **options):
     """(function, shapes) of forward and all gradients."""
 
     def step(q, k, v, dout, ids):
-        outputs, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, ids, **options), q, k, v)
+        attend = lambda *qkv: tuple(attention(*qkv, segment_ids_BT=ids, **options))  # noqa: E731
+        outputs, pull = jax.vjp(attend, q, k, v)
         return outputs, pull((dout, jnp.zeros_like(outputs[1]), jnp.zeros_like(outputs[2])))
 
     arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K, N)]
@@ -98,10 +100,9 @@ def lower(step, shapes):
 def program_of(name, dtype="bfloat16"):
     """That of a preset's layer."""
     config = PRESETS[name]
-    window = min(config.sliding_window, 4096) or None
-    scale = config.attention_scale or config.head_dim**-0.5
     heads = config.num_heads, config.num_kv_heads, config.head_dim
-    return program(8192, *heads, dtype, window=window, scale=scale, soft_cap=config.attention_soft_cap)
+    options = {"soft_cap": config.attention_soft_cap, "scale": config.attention_scale}
+    return program(8192, *heads, dtype, window=min(config.sliding_window, 4096) or None, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": False, "window": 300, "soft_cap": 50.0}])
