@@ -48,8 +48,10 @@ OTHERS = {
 FLOAT32 = Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))  # products without tensor cores
 
 
-def refusal(q_BTNH, k_BSKH, scale, **_) -> str | None:
-    """Why the kernel cannot take such arguments, as the end of a sentence."""
+def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> str | None:
+    """What it is in the arguments, or in the GPU, that the kernel cannot take."""
+    if target().kind.startswith("AMD"):
+        return f"runs on NVIDIA's GPUs, not on {target().kind}"
     if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
         return f"takes float32 or bfloat16, not {q_BTNH.dtype}"
     if k_BSKH.dtype != q_BTNH.dtype:

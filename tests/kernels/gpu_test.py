@@ -146,3 +146,6 @@ def test_what_the_kernel_cannot_take():
     assert gpu.refusal(wide[..., :8], wide[..., :8], 0.0) == "takes a scale above 0, not 0.0"
     with pytest.raises(ValueError, match="not float16"):
         gpu.attention(q, q, q, None, 1.0)
+    other = AbstractMesh((1,), ("fsdp",), abstract_device=AbstractDevice("AMD Instinct MI300X", None, platform="gpu"))
+    with jax.sharding.use_abstract_mesh(other):
+        assert gpu.refusal(wide, wide, 1.0) == "runs on NVIDIA's GPUs, not on AMD Instinct MI300X"
