@@ -131,7 +131,7 @@ def mosaic_attention(q, k, v, backward):
     """JAX's kernel for Hopper; it does not scale its logits."""
     ops = importlib.import_module("jax.experimental.pallas.ops.gpu.attention_mgpu")
     sizes = {"block_q_dkv": 64, "block_kv_dkv": 64, "block_q_dq": 64, "block_kv_dq": 64} if backward else {}
-    return ops.attention(q, k, v, ops.TuningConfig(64, 64, 2, causal=True, **sizes))
+    return ops.attention(q, k, v, ops.TuningConfig(64, 128 if q.shape[-1] <= 128 else 64, 2, causal=True, **sizes))
 
 
 def normal(shape: tuple[int, ...], dtype, seed: int = 0) -> jax.Array:
