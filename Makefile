@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
+GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-gpu bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +46,9 @@ bench-decode: $(VENV)-parity/ready ## tokens a second of greedy decoding beside 
 
 bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
 	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python
+
+bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13])
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 
 bench-first-loss: ## seconds from a fresh clone to the first loss, and to the end
 	bash benchmarks/first_loss.sh

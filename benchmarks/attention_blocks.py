@@ -17,10 +17,12 @@ import sys
 import jax
 import numpy as np
 from attention_static import documents
+from kernel_compiles import VMEM
 
 from core.progress import say
 from kernels.attention import tpu, tpu_kernels
 from kernels.attention.schedule import Blocks, by_key, by_query
+from kernels.attention.tpu_blocks import Cuts
 from scaling import bundles
 from scaling.topology import CHIPS, compile_for_chip
 
@@ -32,7 +34,7 @@ G, T_COMPILED = 4, 4096
 def compile_kernel(kernel, chip: str, blocks: Blocks, H: int, folder) -> bundles.Schedule | None:
     """One kernel alone; None where it does not fit."""
     T = blocks.t * blocks.I
-    settings = tpu_kernels.Settings(H**-0.5, None, None, blocks, T, False)
+    settings = tpu_kernels.Settings(H**-0.5, None, None, Cuts(*[blocks] * 3), T, VMEM[chip] << 20, False)
     shapes = {"queries": (1, 1, G, T, H), "keys": (1, 1, T, H), "rows": (1, 1, G, T)}
     arrays = [
         jax.ShapeDtypeStruct(shapes[kind], "float32" if kind == "rows" else "bfloat16")

@@ -50,12 +50,9 @@ class Attention(nnx.Module):
         else:
             q_BTNH, k_BTKH = project("query"), project("key")
         v_BTKH = project("value")
-        q_BTNH, k_BTKH = (
-            rotate(
-                a, rotation.cos_BTR, rotation.sin_BTR, active=rotation.active, pairs=config.rope_pairs, dtype=dtype
-            )
-            for a in (q_BTNH, k_BTKH)
-        )
+        turn = {"pairs": config.rope_pairs, "active": rotation.active, "dtype": dtype}
+        turn["implementation"] = config.kernels.rope
+        q_BTNH, k_BTKH = (rotate(a, rotation.cos_BTR, rotation.sin_BTR, **turn) for a in (q_BTNH, k_BTKH))
         mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
         out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
         if config.output_bias:

@@ -65,6 +65,7 @@ class Kernels:
 
     attention: Implementation = "auto"
     cross_entropy: Implementation = "auto"
+    rope: Implementation = "auto"
 
 
 @dataclass(frozen=True)

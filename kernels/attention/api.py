@@ -11,15 +11,18 @@ from typing import NamedTuple
 import jax
 from jax.sharding import PartitionSpec as P
 
-from kernels.attention import reference, tpu, xla
+from kernels.attention import gpu, reference, tpu, xla
 from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,
     "xla": xla.attention,
     "tpu": tpu.attention,
+    "gpu": gpu.attention,
     "tpu_interpret": functools.partial(tpu.attention, interpret=True),  # the TPU's kernel on any platform, slowly
+    "gpu_interpret": functools.partial(gpu.attention, interpret=True),
 }
+KERNELS = {"tpu": tpu, "gpu": gpu}
 
 
 class AttentionOutput(NamedTuple):
@@ -51,7 +54,7 @@ def attention(
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    refusals = {"tpu": tpu.refusal(q_BTNH, k_BSKH, scale)}
+    refusals = {platform: kernel.refusal(q_BTNH, k_BSKH, scale) for platform, kernel in KERNELS.items()}
     name = choose("attention", tuple(IMPLEMENTATIONS), implementation, refusals)
     attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
     if name in ("reference", "xla"):

@@ -33,15 +33,15 @@ class Schedule(NamedTuple):
 
 def by_query(blocks: Blocks, B: int, segment_ids_BT: jax.Array | None, window: int | jax.Array | None) -> Schedule:
     """Each block of queries with all blocks of keys that it sees: for the forward pass and the queries' gradient."""
-    return _listed(blocks, B, *_visible(blocks, segment_ids_BT, window))
+    return _listed(blocks, B, *visible_pairs(blocks, segment_ids_BT, window))
 
 
 def by_key(blocks: Blocks, B: int, segment_ids_BT: jax.Array | None, window: int | jax.Array | None) -> Schedule:
     """Each block of keys with all blocks of queries that see it: for the gradients of keys and values."""
-    return _listed(blocks, B, *(a.swapaxes(1, 2) for a in _visible(blocks, segment_ids_BT, window)))
+    return _listed(blocks, B, *(a.swapaxes(1, 2) for a in visible_pairs(blocks, segment_ids_BT, window)))
 
 
-def _visible(blocks, segment_ids_BT, window):
+def visible_pairs(blocks, segment_ids_BT, window):
     """[B or 1, I, J]: some pair of tokens may be visible; all are. NumPy arrays where nothing depends on data."""
     most_IJ, least_IJ = _distances(blocks)
     visible_BIJ, whole_BIJ = (most_IJ >= 0)[None], (least_IJ >= 0)[None]

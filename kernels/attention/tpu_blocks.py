@@ -25,13 +25,14 @@ class Chip(NamedTuple):
     key_gradient: Sizes
 
 
-DEFAULT = Chip(16 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512))
+LARGE, SMALL = Sizes(2048, 512), Sizes(1024, 512)
+DEFAULT = Chip(16 * MIB, SMALL, SMALL, SMALL)
 CHIPS = {  # by JAX's device_kind
-    "TPU v4": Chip(16 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512)),
-    "TPU v5 lite": Chip(64 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512)),
-    "TPU v5": Chip(64 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512)),
-    "TPU v6 lite": Chip(64 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512)),
-    "TPU7x": Chip(64 * MIB, Sizes(1024, 512), Sizes(1024, 512), Sizes(1024, 512)),
+    "TPU v4": Chip(16 * MIB, LARGE, LARGE, SMALL),
+    "TPU v5 lite": Chip(64 * MIB, LARGE, LARGE, SMALL),
+    "TPU v5": Chip(64 * MIB, LARGE, LARGE, LARGE),
+    "TPU v6 lite": Chip(64 * MIB, LARGE, LARGE, LARGE),
+    "TPU7x": Chip(64 * MIB, LARGE, LARGE, LARGE),
 }
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes
+from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
 from kernels.newton_schulz import gpu, reference, tpu, xla
 
 
@@ -93,11 +93,10 @@ def _over_matrices(op: str, compute: Callable, x: jax.Array) -> jax.Array:
     """`compute` of a stack [L, R, C], applied to [..., R, C]; each device of the mesh takes some of the matrices."""
     x_LRC = _without_gradient(op, x).reshape(-1, *x.shape[-2:])
     L = x_LRC.shape[0]
-    if axes := mesh_axes(BATCH_AXES + TENSOR_AXES, 0):  # any number of matrices: zeros fill it up
-        devices = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
-        x_LRC = jnp.pad(x_LRC, ((0, -L % devices), (0, 0), (0, 0)))
-        compute = jax.shard_map(compute, in_specs=P(axes), out_specs=P(axes), check_vma=False)
-    out_LRC = compute(x_LRC)[:L]
+    axes = mesh_axes(BATCH_AXES + TENSOR_AXES, 0)  # any number of matrices: zeros fill it up
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
+    x_LRC = jnp.pad(x_LRC, ((0, -L % devices), (0, 0), (0, 0)))
+    out_LRC = over_mesh(compute, P(axes), P(axes))(x_LRC)[:L]
     return out_LRC.reshape(*x.shape[:-2], *out_LRC.shape[1:])
 
 

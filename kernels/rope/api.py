@@ -29,13 +29,13 @@ def rotate(
     pairs: str = "half_split",
     active: jax.Array | None = None,
     dtype: jax.typing.DTypeLike | None = None,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Rotates each pair of features by its angle: r with r + R or, `interleaved`, 2r with 2r + 1.
 
     `active` is a boolean scalar, so that layers of one scan may differ in it: False leaves x as it is. Computes in
     float32 and rounds once, to `dtype` or, without, that of x. Cosine and sine get no gradient. `implementation` is a
-    name in IMPLEMENTATIONS; None picks by platform.
+    name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
     """
     _check(x_BTNH, cos_BTR, sin_BTR, pairs)
     dtype = x_BTNH.dtype if dtype is None else jnp.dtype(dtype)

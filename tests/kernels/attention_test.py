@@ -20,7 +20,8 @@ from kernels.attention import reference
 from kernels.attention.api import attention
 from kernels.attention.cached import cached_attention
 
-IMPLEMENTATIONS = ["xla", "tpu_interpret"]  # later back ends join here
+# The GPU's kernels take seconds a test here; a few quick ones are in gpu_test.py.
+IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow)]
 compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
 
 
@@ -291,7 +292,7 @@ def test_sharded_batch_and_heads_give_the_same(implementation):
 
 def test_unknown_implementation_names_the_choices():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(ValueError, match=r"'flash'.*auto, reference, tpu, tpu_interpret, xla"):
+    with pytest.raises(ValueError, match=r"'flash'.*auto, gpu, gpu_interpret, reference, tpu, tpu_interpret, xla"):
         attention(q, k, v, implementation="flash")
 
 
@@ -310,7 +311,8 @@ def test_shapes_that_do_not_fit(q, k, ids):
 
 def test_a_kernel_of_another_platform_is_refused_in_one_line():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(UserError, match="'tpu' does not run on cpu; choose from auto, reference, tpu_interpret, xla"):
+    others = "auto, gpu_interpret, reference, tpu_interpret, xla"
+    with pytest.raises(UserError, match=f"'tpu' does not run on cpu; choose from {others}"):
         attention(q, k, v, implementation="tpu")
 
 
