@@ -86,13 +86,20 @@ def ours(q, k, v, ids):
 def theirs(q, k, v, ids):
     """The same by splash attention, which scales nothing."""
     N, T = q.shape[2], q.shape[1]
+    attend = make_splash(T, N, ids)
+    heads_first = [a[0].transpose(1, 0, 2) for a in (q, k, v)]
+    out, pull = jax.vjp(attend, *heads_first)
+    pull(out)
+
+
+def make_splash(T: int, N: int, ids):
+    """Splash attention as a function of queries, keys and values [N, T, H]."""
     sizes = {f"block_{axis}{of}": BLOCK for axis in ("q", "kv") for of in ("", "_dkv", "_dq")}
+    sizes |= {"block_kv_compute": BLOCK, "block_kv_dkv_compute": BLOCK}
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * N)
     attend = splash.make_splash_mha(mask, block_sizes=splash.BlockSizes(**sizes), head_shards=1, q_seq_shards=1)
     segments = None if ids is None else splash.SegmentIds(q=ids[0], kv=ids[0])
-    heads_first = [a[0].transpose(1, 0, 2) for a in (q, k, v)]
-    out, pull = jax.vjp(lambda *qkv: attend(*qkv, segments), *heads_first)
-    pull(out)
+    return lambda *qkv: attend(*qkv, segments)
 
 
 def documents(T: int) -> dict[str, jax.Array | None]:

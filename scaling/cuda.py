@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from core.errors import UserError
+from train.sharding import make_mesh, on_mesh
 
 
 class Chip(NamedTuple):
@@ -46,15 +47,10 @@ def gpu_device(chip: str) -> Any:
 
 def compile_for_gpu(chip: str, function: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
     """A function of arrays compiled for one GPU, a name in CHIPS; its arguments as pytrees of shapes."""
-    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Auto,), devices=[gpu_device(chip)])
-
-    def on_chip(*args: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels see there what they are for
-            return function(*args)
-
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # and so does Pallas, when it lowers them
-        lowered = jax.jit(on_chip, in_shardings=NamedSharding(mesh, PartitionSpec())).lower(*shapes)
-    return lowered.compile()
+    mesh = make_mesh([gpu_device(chip)])
+    jitted = jax.jit(on_mesh(function, mesh), in_shardings=NamedSharding(mesh, PartitionSpec()))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Pallas, too, asks for the chip when it lowers
+        return jitted.lower(*shapes).compile()
 
 
 def _target(chip: Chip) -> str:

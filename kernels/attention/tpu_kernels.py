@@ -108,13 +108,18 @@ def forward(settings, block, q_GtH, k_sH, v_sH, out_GtH, lse_Gt, top_Gl, max_1X,
         G, t, H = out_GtH.shape
         out_GtH[...] = (mixed_HX[...] / sum_1X[...]).T.reshape(G, t, H).astype(out_GtH.dtype)
         lse_1X = (_capped(settings, max_1X[...]) * settings.bits + jnp.log2(sum_1X[...])) / LOG2E
-        position_1t = block.position + jax.lax.broadcasted_iota(jnp.int32, (1, t), 1)
         for g in range(G):
-            of_g = slice(g * t, (g + 1) * t)
-            lse_Gt[g : g + 1] = lse_1X[:, of_g]
-            real_1t = jnp.where(position_1t < settings.length, max_1X[:, of_g], HIDDEN)
-            top_1l = jnp.broadcast_to(real_1t.max(1, keepdims=True), (1, LANES))
-            top_Gl[g : g + 1] = jnp.where(block.position == 0, top_1l, jnp.maximum(top_1l, top_Gl[g : g + 1]))
+            lse_Gt[g : g + 1] = lse_1X[:, g * t : (g + 1) * t]
+        write_largest(settings, block, t, max_1X, top_Gl)
+
+
+def write_largest(settings, block, t, max_1X, top_Gl):
+    """The largest logit of each head so far in this batch entry, from maxima that the softmax has anyway."""
+    position_1t = block.position + jax.lax.broadcasted_iota(jnp.int32, (1, t), 1)
+    for g in range(top_Gl.shape[0]):
+        real_1t = jnp.where(position_1t < settings.length, max_1X[:, g * t : (g + 1) * t], HIDDEN)
+        top_1l = jnp.broadcast_to(real_1t.max(1, keepdims=True), (1, LANES))
+        top_Gl[g : g + 1] = jnp.where(block.position == 0, top_1l, jnp.maximum(top_1l, top_Gl[g : g + 1]))
 
 
 def query_gradient(settings, block, q_GtH, dout_GtH, k_sH, v_sH, lse_Gt, dot_Gt, dq_GtH, dq_HX):
