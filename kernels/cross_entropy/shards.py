@@ -134,7 +134,7 @@ def recomputing(sums, gradients) -> Implementation:
     """An implementation whose backward pass computes the logits again, from kernels for both passes.
 
     `sums(settings, arrays)` gives Sums and `gradients(settings, arrays, slope_BT, residuals)` (dx_BTD, dw_VD) in
-    float32, or dw in its own dtype, both for targets and ids numbered from the first token that is here.
+    float32, or dw in its own dtype, both for targets and ids counted from the first token that is here.
     """
 
     def forward(settings, split, arrays):
@@ -166,8 +166,13 @@ def recomputing(sums, gradients) -> Implementation:
 
 
 def _numbered_from_here(split: Split, arrays: Arrays) -> Arrays:
-    """Targets and the teacher's ids, of which those elsewhere are below 0 or at least the size of the part here."""
-    first, teacher = split.first(arrays.w_VD), arrays.teacher
+    """Targets and the teacher's ids counted from the first token that is here, those elsewhere -1."""
+    V, first, teacher = arrays.w_VD.shape[0], split.first(arrays.w_VD), arrays.teacher
+
+    def numbered(ids):
+        ids = ids.astype(jnp.int32) - first
+        return jnp.where(ids < V, jnp.maximum(ids, -1), -1)
+
     if isinstance(teacher, TopK):
-        teacher = teacher._replace(ids_BTk=teacher.ids_BTk.astype(jnp.int32) - first)
-    return arrays._replace(targets_BT=arrays.targets_BT.astype(jnp.int32) - first, teacher=teacher)
+        teacher = teacher._replace(ids_BTk=numbered(teacher.ids_BTk))
+    return arrays._replace(targets_BT=numbered(arrays.targets_BT), teacher=teacher)

@@ -87,7 +87,7 @@ class TestLinearCrossEntropy:
         case = Case(2, 65, 64, 300, teacher="top-k", dtype=dtype)
         every = (jax.tree.leaves(a) for a in (results(implementation, case), results("plain", case), truth(case)))
         for got, usual, want in zip(*every):
-            assert error(got, want) <= max(1.05 * error(usual, want), 1e-7)  # a float32's last place is 6e-8
+            assert error(got, want) <= max(1.05 * error(usual, want), 1.2e-7)  # one float32 beside it
 
     def test_loss_alone_equals_the_differentiated_one(self, implementation):
         case = Case(2, 37, 16, 300, z_loss=1e-2, soft_cap=3.0, teacher="head")
