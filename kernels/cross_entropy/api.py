@@ -72,6 +72,7 @@ def linear_cross_entropy(
         arrays = arrays._replace(hard_BT=(1 - share) * weights_BT, soft_BT=share * weights_BT, teacher=teacher)
     refusal = _refusal(arrays)
     refusals = {name: refusal for name in IMPLEMENTATIONS if name not in ("reference", "xla")}
+    refusals["tpu"] = refusal or tpu.refusal(arrays)
     compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation, refusals)]
     out = compute(settings, arrays)
     return CrossEntropyOutput(out.loss, *jax.lax.stop_gradient(tuple(out[1:])))

@@ -24,35 +24,51 @@ MIB = 1 << 20
 VMEM = {"TPU v4": 16 * MIB, "TPU v5": 64 * MIB, "TPU v5p": 64 * MIB, "TPU7x": 64 * MIB}  # of a core
 OTHER_VMEM = 128 * MIB  # v5e, v6e
 TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")  # kinds of which a device is two cores
-TOKENS, VOCABULARY = (1024, 512, 256, LANES), (1024, 512, 256, 128)  # that a block may have
+TOKENS, VOCABULARY = (1024, 512, 256, LANES), (1024, 512, 256, 128, 64)  # that a block may have
+ROOM = 0.92  # of VMEM for what is counted here
+
+
+def refusal(arrays: Arrays) -> str | None:
+    """What about these arrays leaves no room for a kernel, as the end of a sentence."""
+    for kernel in (kernels.forward, kernels.backward):
+        _, needed = _blocks(kernel, arrays, arrays.targets_BT.size)
+        if needed > ROOM * _vmem():
+            widths = f"rows of {arrays.w_VD.shape[1]} {arrays.w_VD.dtype} numbers"
+            return f"needs {needed / MIB:.0f} MiB of VMEM for {widths}, of {_vmem() // MIB} MiB here"
+    return None
+
+
+def _vmem() -> int:
+    return VMEM.get(target().kind, OTHER_VMEM)
 
 
 def _blocks(kernel, arrays: Arrays, X: int) -> tuple[Blocks, int]:
-    """Blocks for X tokens, and bytes of VMEM to ask for.
+    """Blocks for X tokens, and about the bytes of VMEM that they need.
 
     What passes through memory is as much as 1/t of all products (forward) or 1/v (backward), so that side is made
     long first, the other as long as fits.
     """
-    kind, V = target().kind, arrays.w_VD.shape[0]
-    room = VMEM.get(kind, OTHER_VMEM)
+    V = arrays.w_VD.shape[0]
     vocabulary = [v for v in VOCABULARY if v < V] or [V]
     tokens = [t for t in TOKENS if t < 2 * X] or TOKENS[-1:]
     if kernel is kernels.forward:
         pairs = [(t, v) for t in tokens for v in vocabulary if v <= 512]
     else:
         pairs = [(t, v) for v in vocabulary for t in tokens if t <= 512]
-    fitting = [pair for pair in pairs if _bytes(kernel, arrays, *pair) <= 0.8 * room]
-    t, v = (fitting or pairs[-1:])[0]
-    return Blocks(t, v, pl.cdiv(X, t), V, 2 if kind in TWO_CORES else 1), int(0.95 * room)
+    needed = {pair: _bytes(kernel, arrays, *pair) for pair in pairs}
+    t, v = next((pair for pair in pairs if needed[pair] <= ROOM * _vmem()), pairs[-1])
+    return Blocks(t, v, pl.cdiv(X, t), V, 2 if target().kind in TWO_CORES else 1), needed[t, v]
 
 
 def _bytes(kernel, arrays: Arrays, t: int, v: int) -> int:
     """About what a kernel keeps in VMEM; all that comes or goes by blocks is there twice."""
-    D, size = arrays.w_VD.shape[1], arrays.w_VD.dtype.itemsize
-    teacher = arrays.teacher
+    (_, D), size, teacher = arrays.w_VD.shape, arrays.w_VD.dtype.itemsize, arrays.teacher
     kept = 2 * (t + v) * D * size + 6 * t * v * 4
+    if size == 4:  # exact products take the operand that stays apart, into three of bfloat16
+        kept += (t if kernel is kernels.forward else t + v) * D * 6
     if isinstance(teacher, Head):
-        kept += 2 * (t + v) * teacher.w_VE.shape[1] * teacher.w_VE.dtype.itemsize + 2 * t * v * 4
+        E, of_teacher = teacher.w_VE.shape[1], teacher.w_VE.dtype.itemsize
+        kept += 2 * (t + v) * E * of_teacher + 2 * t * v * 4 + (t * E * 6 if of_teacher == 4 else 0)
     if isinstance(teacher, TopK):
         kept += 4 * t * teacher.ids_BTk.shape[-1] * 4 + t * v * 4
     if kernel is kernels.backward:
@@ -60,10 +76,10 @@ def _bytes(kernel, arrays: Arrays, t: int, v: int) -> int:
     return kept
 
 
-def _inputs(kernel, arrays: Arrays) -> tuple[Blocks, int, dict[str, jax.Array]]:
-    """(blocks, VMEM to ask for, arrays that both kernels read by name), tokens in one row of whole blocks."""
+def _inputs(kernel, arrays: Arrays) -> tuple[Blocks, dict[str, jax.Array]]:
+    """(blocks, arrays that both kernels read by name), tokens in one row of whole blocks."""
     X = arrays.targets_BT.size
-    blocks, room = _blocks(kernel, arrays, X)
+    blocks, _ = _blocks(kernel, arrays, X)
 
     def rows(a_BT):  # [B, T, ...] -> [X, ...]
         a_X = a_BT.reshape(X, *a_BT.shape[2:])
@@ -75,7 +91,7 @@ def _inputs(kernel, arrays: Arrays) -> tuple[Blocks, int, dict[str, jax.Array]]:
         named["ids"], named["probs"] = jax.lax.sort((ids_kX, probs_kX), dimension=0, num_keys=1)
     elif isinstance(arrays.teacher, Head):
         named |= {"teacher x": rows(arrays.teacher.x_BTE), "teacher w": arrays.teacher.w_VE}
-    return blocks, room, named
+    return blocks, named
 
 
 def _specs(blocks: Blocks, named: dict[str, jax.Array], index) -> list[pl.BlockSpec]:
@@ -91,8 +107,12 @@ def _specs(blocks: Blocks, named: dict[str, jax.Array], index) -> list[pl.BlockS
     return [spec(*item) for item in named.items()]
 
 
+def _compiler(*semantics: str) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_vmem() - MIB // 2)
+
+
 def _sums(interpret: bool, settings: Settings, arrays: Arrays) -> Sums:
-    blocks, room, named = _inputs(kernels.forward, arrays)
+    blocks, named = _inputs(kernels.forward, arrays)
     n = {type(None): 3, TopK: 4, Head: 6}[type(arrays.teacher)]
     out = jax.ShapeDtypeStruct((n, blocks.t * blocks.I), jnp.float32)
     sums_nX = pl.pallas_call(
@@ -101,7 +121,7 @@ def _sums(interpret: bool, settings: Settings, arrays: Arrays) -> Sums:
         in_specs=_specs(blocks, named, lambda i, j: (i, j)),
         out_specs=pl.BlockSpec((n, blocks.t), lambda i, _: (0, i)),
         out_shape=out,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=room),
+        compiler_params=_compiler("parallel", "arbitrary"),
         name="cross_entropy_forward",
         interpret=interpret,
     )(*named.values())
@@ -110,7 +130,7 @@ def _sums(interpret: bool, settings: Settings, arrays: Arrays) -> Sums:
 
 
 def _gradients(interpret: bool, settings: Settings, arrays: Arrays, slope_BT, residuals: Residuals):
-    blocks, room, named = _inputs(kernels.backward, arrays)
+    blocks, named = _inputs(kernels.backward, arrays)
     (B, T), (V, D) = arrays.targets_BT.shape, arrays.w_VD.shape
     X = blocks.t * blocks.I
     numbers = [residuals.lse_BT, slope_BT, arrays.hard_BT, arrays.soft_BT, residuals.teacher_lse_BT]
@@ -141,9 +161,7 @@ def _gradients(interpret: bool, settings: Settings, arrays: Arrays, slope_BT, re
             pltpu.SemaphoreType.DMA,
             pltpu.SemaphoreType.DMA,
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=room
-        ),
+        compiler_params=_compiler("parallel", "arbitrary", "arbitrary"),
         name="cross_entropy_backward",
         interpret=interpret,
     )(*named.values())
