@@ -50,12 +50,14 @@ def _blocks(kernel, arrays: Arrays, X: int) -> tuple[Blocks, int]:
     long first, the other as long as fits.
     """
     V = arrays.w_VD.shape[0]
-    vocabulary = [v for v in VOCABULARY if v < V] or [V]
-    tokens = [t for t in TOKENS if t < 2 * X] or TOKENS[-1:]
-    if kernel is kernels.forward:
-        pairs = [(t, v) for t in tokens for v in vocabulary if v <= 512]
-    else:
-        pairs = [(t, v) for v in vocabulary for t in tokens if t <= 512]
+    most_t, most_v = (1024, 512) if kernel is kernels.forward else (512, 1024)
+    if arrays.w_VD.dtype == jnp.float32:  # of whose products larger blocks spill 32 MiB
+        most_t = most_v = 256 if _vmem() > 64 * MIB else 128
+    vocabulary = [v for v in VOCABULARY if v < V and v <= most_v] or [min(V, most_v)]
+    tokens = [t for t in TOKENS if t < 2 * X and t <= most_t] or TOKENS[-1:]
+    pairs = [(t, v) for t in tokens for v in vocabulary]
+    if kernel is kernels.backward:
+        pairs.sort(key=lambda pair: -pair[1])
     needed = {pair: _bytes(kernel, arrays, *pair) for pair in pairs}
     t, v = next((pair for pair in pairs if needed[pair] <= ROOM * _vmem()), pairs[-1])
     return Blocks(t, v, pl.cdiv(X, t), V, 2 if target().kind in TWO_CORES else 1), needed[t, v]
@@ -65,11 +67,11 @@ def _bytes(kernel, arrays: Arrays, t: int, v: int) -> int:
     """About what a kernel keeps in VMEM; all that comes or goes by blocks is there twice."""
     (_, D), size, teacher = arrays.w_VD.shape, arrays.w_VD.dtype.itemsize, arrays.teacher
     kept = 2 * (t + v) * D * size + 6 * t * v * 4
-    if size == 4:  # exact products take the operand that stays apart, into three of bfloat16
-        kept += (t if kernel is kernels.forward else t + v) * D * 6
+    if size == 4:  # exact products take operands apart, into three of bfloat16 each
+        kept += (t + v) * D * 8
     if isinstance(teacher, Head):
         E, of_teacher = teacher.w_VE.shape[1], teacher.w_VE.dtype.itemsize
-        kept += 2 * (t + v) * E * of_teacher + 2 * t * v * 4 + (t * E * 6 if of_teacher == 4 else 0)
+        kept += 2 * (t + v) * E * of_teacher + 2 * t * v * 4 + ((t + v) * E * 8 if of_teacher == 4 else 0)
     if isinstance(teacher, TopK):
         kept += 4 * t * teacher.ids_BTk.shape[-1] * 4 + t * v * 4
     if kernel is kernels.backward:
