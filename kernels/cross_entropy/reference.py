@@ -3,14 +3,28 @@
 import jax
 import jax.numpy as jnp
 
+from kernels.cross_entropy.problem import Arrays, Output, Settings, TopK, capped, mass, token_loss
 
-def linear_cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, soft_cap=None):
-    """Returns (loss, nats_BT), through explicit logits."""
+
+def linear_cross_entropy(settings: Settings, arrays: Arrays) -> Output:
+    """Through explicit logits of student and teacher."""
+    logits_BTV = _logits(arrays.x_BTD, arrays.w_VD, settings.soft_cap)
+    lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    nats_BT = lse_BT - jnp.take_along_axis(logits_BTV, arrays.targets_BT[..., None], axis=-1)[..., 0]
+    teacher_nats_BT = None
+    if arrays.teacher is not None:
+        teacher = jax.lax.stop_gradient(arrays.teacher)
+        if isinstance(teacher, TopK):
+            aim_BT = jnp.sum(teacher.probs_BTk * jnp.take_along_axis(logits_BTV, teacher.ids_BTk, axis=-1), -1)
+        else:
+            teacher_BTV = jax.nn.softmax(_logits(teacher.x_BTE, teacher.w_VE, settings.teacher_cap))
+            aim_BT = jnp.sum(teacher_BTV * logits_BTV, -1)
+        teacher_nats_BT = mass(teacher) * lse_BT - aim_BT
+    loss = token_loss(settings, arrays, lse_BT, nats_BT, teacher_nats_BT)
+    return jax.tree.map(lambda a: a.astype(jnp.float32), Output(loss, nats_BT, teacher_nats_BT))
+
+
+def _logits(x_BTD, w_VD, soft_cap):
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)  # float64 stays float64
     logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD.astype(dtype), w_VD.astype(dtype), precision="highest")
-    if soft_cap is not None:
-        logits_BTV = soft_cap * jnp.tanh(logits_BTV / soft_cap)
-    lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    nats_BT = lse_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    loss = jnp.sum(weights_BT * (nats_BT + z_loss * lse_BT**2))
-    return loss.astype(jnp.float32), nats_BT.astype(jnp.float32)
+    return capped(logits_BTV, soft_cap)

@@ -6,44 +6,85 @@ all, and the backward rule only scales them. Each chunk holds all of B, which ke
 sharded.
 """
 
-import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from kernels.cross_entropy.problem import Arrays, Head, Output, Settings, TopK, capped, mass, slope, token_loss
+from kernels.cross_entropy.shards import Implementation, Residuals, Split
 
 CHUNK_LOGITS = 2**21  # 8 MiB in float32; 2**20 is as fast on 2 cores, 2**19 and 2**22 lose 5-15%
 
 _barrier = jax.lax.optimization_barrier
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def linear_cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, soft_cap=None):
-    """Returns (loss, nats_BT); computes the loss alone when nothing is differentiated."""
+def _loss(settings: Settings, split: Split, arrays: Arrays) -> Output:
+    """The loss alone, when nothing is differentiated."""
 
-    def chunk(loss, inputs):
-        x_BtD, targets_Bt, weights_Bt = inputs
-        _, _, nats_Bt, lse_Bt, _ = _softmax(x_BtD, w_VD, targets_Bt, soft_cap)
-        return loss + jnp.sum(weights_Bt * (nats_Bt + z_loss * lse_Bt**2)), nats_Bt
+    def chunk(loss, tokens):
+        here = arrays.with_tokens(tokens)
+        terms = _terms(settings, split, here)
+        return loss + token_loss(settings, here, terms.lse_Bt, *terms.nats), terms.nats
 
-    return _scan(chunk, jnp.float32(0), (x_BTD, targets_BT, weights_BT), w_VD.shape[0])
+    loss, nats = _scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
+    return Output(split.batch_total(loss), *nats)
 
 
-def _softmax(x_BtD, w_VD, targets_Bt, soft_cap):
-    """(exps_BtV, sum_Bt, nats_Bt, lse_Bt, logits_BtV) of one chunk, in float32; the softmax is exps_BtV / sum_Bt."""
-    logits_BtV = jnp.einsum("BtD,VD->BtV", x_BtD, w_VD, preferred_element_type=jnp.float32)
-    if soft_cap is not None:
-        logits_BtV = soft_cap * jnp.tanh(logits_BtV / soft_cap)
-    max_Bt = logits_BtV.max(-1)
-    exps_BtV = _barrier(jnp.exp(logits_BtV - max_Bt[..., None]))  # without it XLA computes each exp() twice
-    sum_Bt = exps_BtV.sum(-1)
+class _Terms(NamedTuple):
+    """Of one chunk, in float32; the softmax is exps_BtV / sum_Bt."""
+
+    logits_BtV: jax.Array
+    exps_BtV: jax.Array
+    sum_Bt: jax.Array
+    lse_Bt: jax.Array
+    nats: tuple[jax.Array, jax.Array | None]  # of target and teacher
+    teacher_BtV: jax.Array | None  # a whole teacher's distribution
+
+
+def _terms(settings, split, arrays) -> _Terms:
+    logits_BtV, exps_BtV, max_Bt, sum_Bt = _softmax(split, arrays.x_BTD, arrays.w_VD, settings.soft_cap)
     lse_Bt = max_Bt + jnp.log(sum_Bt)
-    target_logits_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
-    return exps_BtV, sum_Bt, lse_Bt - target_logits_Bt, lse_Bt, logits_BtV
+    nats_Bt = lse_Bt - _at(split, logits_BtV, arrays.targets_BT[..., None])[..., 0]
+    teacher, teacher_nats_Bt, teacher_BtV = arrays.teacher, None, None
+    if isinstance(teacher, TopK):
+        aim_Bt = jnp.sum(teacher.probs_BTk * _at(split, logits_BtV, teacher.ids_BTk), -1)
+        teacher_nats_Bt = mass(teacher) * lse_Bt - aim_Bt
+    elif isinstance(teacher, Head):
+        _, teacher_BtV, _, total_Bt = _softmax(split, teacher.x_BTE, teacher.w_VE, settings.teacher_cap)
+        teacher_BtV = teacher_BtV / total_Bt[..., None]
+        teacher_nats_Bt = lse_Bt - split.total(jnp.sum(teacher_BtV * logits_BtV, -1))
+    return _Terms(logits_BtV, exps_BtV, sum_Bt, lse_Bt, (nats_Bt, teacher_nats_Bt), teacher_BtV)
+
+
+def _softmax(split, x_BtD, w_VD, soft_cap):
+    """(logits_BtV, exps_BtV, max_Bt, sum_Bt); maximum and sum over the whole vocabulary."""
+    logits_BtV = jnp.einsum("BtD,VD->BtV", x_BtD, w_VD, preferred_element_type=jnp.float32)
+    logits_BtV = capped(logits_BtV, soft_cap)
+    max_Bt = split.largest(logits_BtV.max(-1))
+    exps_BtV = _barrier(jnp.exp(logits_BtV - max_Bt[..., None]))  # without it XLA computes each exp() twice
+    return logits_BtV, exps_BtV, max_Bt, split.total(exps_BtV.sum(-1))
+
+
+def _at(split, logits_BtV, ids_Btk):
+    """Logits at these tokens of the whole vocabulary."""
+    if not split.vocabulary:
+        return jnp.take_along_axis(logits_BtV, ids_Btk, axis=-1)
+    V = logits_BtV.shape[-1]
+    ids_Btk, here_Btk = _local(split, ids_Btk, V)
+    return split.total(jnp.where(here_Btk, jnp.take_along_axis(logits_BtV, jnp.minimum(ids_Btk, V - 1), axis=-1), 0))
+
+
+def _local(split, ids_Btk, V):
+    """(ids counted from the first token that is here, or V; whether they are here)."""
+    ids_Btk = ids_Btk - jax.lax.axis_index(split.vocabulary) * V
+    here_Btk = (ids_Btk >= 0) & (ids_Btk < V)
+    return jnp.where(here_Btk, ids_Btk, V), here_Btk
 
 
 def _scan(chunk, carry, inputs, V):
     """Scans `chunk` over slices of T and joins what it returns along T; the last slice may be shorter."""
-    B, T = inputs[0].shape[:2]
+    B, T = inputs.targets_BT.shape
     t = max(1, min(T, CHUNK_LOGITS // (B * V)))
     outs = None
     if T // t:
@@ -59,40 +100,53 @@ def _scan(chunk, carry, inputs, V):
     return carry, outs
 
 
-def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, soft_cap):
-    """((loss, nats_BT), (dx_BTD, dw_VD)) with both gradients for a cotangent of 1."""
-    V, D = w_VD.shape
+def _forward(settings: Settings, split: Split, arrays: Arrays) -> tuple[Output, Residuals]:
+    """The loss and, as residuals, both gradients for a cotangent of 1."""
+    V, D = arrays.w_VD.shape
 
-    def chunk(carry, inputs):
+    def chunk(carry, tokens):
         loss, dw_DV = carry
-        x_BtD, targets_Bt, weights_Bt = inputs
-        exps_BtV, sum_Bt, nats_Bt, lse_Bt, logits_BtV = _softmax(x_BtD, w_VD, targets_Bt, soft_cap)
-        loss += jnp.sum(weights_Bt * (nats_Bt + z_loss * lse_Bt**2))
-
-        slope_Bt = weights_Bt * (1 + 2 * z_loss * lse_Bt) / sum_Bt
-        hit_BtV = jnp.arange(V) == targets_Bt[..., None]
-        dlogits_BtV = exps_BtV * slope_Bt[..., None] - hit_BtV * weights_Bt[..., None]
-        if soft_cap is not None:  # d tanh(x) = 1 - tanh(x)^2
-            dlogits_BtV *= 1 - jnp.square(logits_BtV / soft_cap)
-        dlogits_BtV = dlogits_BtV.astype(x_BTD.dtype)
-        dx_BtD = jnp.einsum("BtV,VD->BtD", dlogits_BtV, w_VD, preferred_element_type=jnp.float32)
+        here = arrays.with_tokens(tokens)
+        terms = _terms(settings, split, here)
+        loss += token_loss(settings, here, terms.lse_Bt, *terms.nats)
+        dlogits_BtV = _logit_gradients(settings, split, here, terms)
+        dx_BtD = split.total(jnp.einsum("BtV,VD->BtD", dlogits_BtV, arrays.w_VD, preferred_element_type=jnp.float32))
         # As [D, Bt] x [Bt, V] with the small operand transposed by hand: [V, Bt] x [Bt, D] would transpose
         # all of dlogits, and the whole op then takes 1.25 times as long.
-        x_DX, dlogits_XV = _barrier(x_BtD.reshape(-1, D).T), dlogits_BtV.reshape(-1, V)
+        x_DX, dlogits_XV = _barrier(here.x_BTD.reshape(-1, D).T), dlogits_BtV.reshape(-1, V)
         dw_DV += jnp.einsum("DX,XV->DV", x_DX, dlogits_XV, preferred_element_type=jnp.float32)
-        return (loss, dw_DV), (nats_Bt, dx_BtD.astype(x_BTD.dtype))
+        return (loss, dw_DV), (terms.nats, dx_BtD.astype(here.x_BTD.dtype))
 
     start = jnp.float32(0), jnp.zeros((D, V), jnp.float32)
-    (loss, dw_DV), (nats_BT, dx_BTD) = _scan(chunk, start, (x_BTD, targets_BT, weights_BT), V)
-    return (loss, nats_BT), (dx_BTD, dw_DV.T.astype(w_VD.dtype))
+    (loss, dw_DV), (nats, dx_BTD) = _scan(chunk, start, arrays.of_tokens(), V)
+    dw_VD = split.batch_total(dw_DV).T.astype(arrays.w_VD.dtype)
+    return Output(split.batch_total(loss), *nats), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
 
 
-def _backward(z_loss, soft_cap, residuals, cotangents):
+def _logit_gradients(settings, split, arrays, terms):
+    """The gradient of a chunk's products of x and w, in the dtype of x."""
+    slope_Bt = slope(settings, arrays, terms.lse_Bt) / terms.sum_Bt
+    V, targets_Bt1 = arrays.w_VD.shape[0], arrays.targets_BT[..., None]
+    hit_BtV = jnp.arange(V) == (_local(split, targets_Bt1, V)[0] if split.vocabulary else targets_Bt1)
+    dlogits_BtV = terms.exps_BtV * slope_Bt[..., None] - hit_BtV * arrays.hard_BT[..., None]
+    if isinstance(arrays.teacher, TopK):
+        ids_Btk = arrays.teacher.ids_BTk
+        if split.vocabulary:
+            ids_Btk, _ = _local(split, ids_Btk, V)
+        B, t, _ = ids_Btk.shape
+        place = jnp.arange(B)[:, None, None], jnp.arange(t)[:, None], ids_Btk
+        dlogits_BtV = dlogits_BtV.at[place].add(-arrays.soft_BT[..., None] * arrays.teacher.probs_BTk, mode="drop")
+    elif isinstance(arrays.teacher, Head):
+        dlogits_BtV -= arrays.soft_BT[..., None] * terms.teacher_BtV
+    if settings.soft_cap is not None:  # d tanh(x) = 1 - tanh(x)^2
+        dlogits_BtV *= 1 - jnp.square(terms.logits_BtV / settings.soft_cap)
+    return dlogits_BtV.astype(arrays.x_BTD.dtype)
+
+
+def _backward(_settings, _split, _arrays, residuals: Residuals, dloss):
     """Scales the gradients that the forward rule left."""
-    del z_loss, soft_cap
-    dx_BTD, dw_VD = residuals
-    dloss = cotangents[0]
-    return (dx_BTD * dloss).astype(dx_BTD.dtype), (dw_VD * dloss).astype(dw_VD.dtype), None, None
+    dx_BTD, dw_VD = residuals.dx_BTD, residuals.dw_VD
+    return (dx_BTD * dloss).astype(dx_BTD.dtype), (dw_VD * dloss).astype(dw_VD.dtype)
 
 
-linear_cross_entropy.defvjp(_forward, _backward)
+IMPLEMENTATION = Implementation(_loss, _forward, _backward)

@@ -1,0 +1,84 @@
+"""The loss on several devices: tokens split over `replica` and `fsdp`, the vocabulary over `tensor`."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = """
+    import contextlib
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from kernels.cross_entropy import gpu, tpu, xla
+    from kernels.cross_entropy.api import linear_cross_entropy
+    from kernels.cross_entropy.problem import Head, TopK
+
+    xla.CHUNK_LOGITS = 2 * 16 * 150  # chunks of 16 and 4 tokens
+    tpu.TOKENS, tpu.VOCABULARY, gpu.BLOCK_LOGITS = (32,), (64,), 2**12
+    rng = np.random.default_rng(0)
+    B, T, D, V, E = 4, 20, 32, 300, 16
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    x, w, targets, weights = normal(B, T, D), normal(V, D), jnp.asarray(rng.integers(0, V, (B, T))), abs(normal(B, T))
+    named = TopK(jnp.asarray(rng.integers(0, V, (B, T, 3))), abs(normal(B, T, 3)) / 3)
+    whole = Head(normal(B, T, E), normal(V, E))
+
+    def step(x, w, targets, weights, teacher, implementation):
+        def loss(x, w):
+            loss, *nats = linear_cross_entropy(x, w, targets, weights, z_loss=1e-3, soft_cap=9.0, teacher=teacher,
+                                               implementation=implementation)
+            return loss, nats
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, w)
+
+    def check(implementation, axes, teacher, batch, vocabulary):
+        run = jax.jit(step, static_argnums=5)
+        want = run(x, w, targets, weights, teacher, "reference")
+        mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+        rows, layer = (NamedSharding(mesh, P(names)) for names in (batch, vocabulary))
+        if isinstance(teacher, Head):
+            teacher = Head(*(jax.device_put(a, to) for a, to in zip(teacher, (rows, layer))))
+        elif teacher is not None:
+            teacher = jax.device_put(teacher, rows)
+        args = [jax.device_put(a, to) for a, to in zip((x, w, targets, weights), (rows, layer, rows, rows))]
+        with jax.set_mesh(mesh):
+            compiled = run.lower(*args, teacher, implementation).compile()
+        got = compiled(*args, teacher)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=2e-5)
+        dx, dw = got[1]
+        assert dx.sharding.is_equivalent_to(rows, 3), dx.sharding
+        assert dw.sharding.is_equivalent_to(layer, 2), dw.sharding
+        assert "all-gather" not in compiled.as_text() and "all-to-all" not in compiled.as_text()
+"""
+
+
+def on_four_devices(calls: str) -> None:
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compile faster
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    program = textwrap.dedent(PROGRAM) + textwrap.dedent(calls)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tpu_interpret", "gpu_interpret"])
+def test_split_vocabulary_gives_the_same(implementation):
+    """Loss, nats and gradients of one device; neither logits nor output layers are gathered."""
+    on_four_devices(f"""
+        check({implementation!r}, dict(fsdp=2, tensor=2), whole, "fsdp", "tensor")
+        check({implementation!r}, dict(replica=2, tensor=2), named, "replica", "tensor")
+    """)
+
+
+def test_split_batch_gives_the_same():
+    """Over two axes; a vocabulary that the mesh does not divide stays whole; `xla` needs no mesh in context."""
+    on_four_devices("""
+        check("xla", dict(replica=2, fsdp=2), None, ("replica", "fsdp"), ())
+        check("tpu_interpret", dict(replica=2, fsdp=2), None, ("replica", "fsdp"), ())
+        x, targets, weights = (a[:, :1] for a in (x, targets, weights))
+        w = w[:299]
+        targets %= 299
+        check("tpu_interpret", dict(fsdp=2, tensor=2), None, "fsdp", ())
+        jax.set_mesh = contextlib.nullcontext
+        check("xla", dict(data=4), None, "data", ())
+    """)
