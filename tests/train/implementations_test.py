@@ -20,19 +20,26 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def reference_losses(tmp_path_factory):
-    return losses(tmp_path_factory.mktemp("reference") / "run", "reference")
+    return losses(tmp_path_factory.mktemp("reference") / "run", Kernels(*3 * ["reference"]))
 
 
-def losses(folder, attention, cross_entropy="reference"):
+def losses(folder, kernels):
     """Of 20 steps over packed rows of real text, with a sliding window in every other layer."""
     folder.mkdir()
-    model = dataclasses.replace(MODEL, kernels=Kernels(attention, cross_entropy))
+    model = dataclasses.replace(MODEL, kernels=kernels)
     optim = OptimConfig(learning_rate=2e-3, warmup_steps=10, decay_fraction=0.2)
     run = Run(model, BatchConfig(rows=4, row_length=160), optim, TrainConfig(steps=20), seed=0)
     return np.array(run_losses(folder, run))
 
 
-@pytest.mark.parametrize("attention", ["xla", "tpu_interpret"])
-def test_attention_changes_no_loss_curve(tmp_path, reference_losses, attention):
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        Kernels(),
+        Kernels(attention="tpu_interpret", cross_entropy="tpu_interpret", rope="tpu_interpret"),
+        pytest.param(Kernels(attention="gpu_interpret", cross_entropy="gpu_interpret"), marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_change_no_loss_curve(tmp_path, reference_losses, kernels):
     assert reference_losses[-1] < 0.9 * reference_losses[0]
-    np.testing.assert_allclose(losses(tmp_path / "run", attention), reference_losses, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(losses(tmp_path / "run", kernels), reference_losses, atol=1e-4, rtol=0)
