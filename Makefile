@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-gpu bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-gpu kernel-card bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +49,9 @@ bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches b
 
 bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13])
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
+
+kernel-card: $(VENV)/test ## docs/kernels.md: errors of every kernel, and what the TPU's compiler says of it (half an hour)
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python benchmarks/kernel_card.py
 
 bench-first-loss: ## seconds from a fresh clone to the first loss, and to the end
 	bash benchmarks/first_loss.sh

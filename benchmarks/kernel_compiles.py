@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.attention.api import attention
 from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.newton_schulz.api import newton_schulz
+from kernels.rope.api import rotate
 from scaling import bundles
 from scaling.topology import CHIPS, compile_for_chip
 
@@ -43,6 +44,10 @@ def ops() -> dict[str, tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]]:
     def orthogonalize(x):
         return newton_schulz(x, [(3.4445, -4.7750, 2.0315)] * 5)
 
+    def turn(x, cos, sin):
+        y, pull = jax.vjp(lambda x: rotate(x, cos, sin), x)
+        return y, pull(y)
+
     T, D, V = 4096, 2048, 128_256
     heads = [shape(1, T, n, 128) for n in (16, 4, 4)]
     return {
@@ -51,6 +56,7 @@ def ops() -> dict[str, tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]]:
             loss,
             [shape(1, T, D), shape(V, D), shape(1, T, dtype="int32"), shape(1, T, dtype="float32")],
         ),
+        "rope": (turn, [heads[0], *[shape(1, T, 64, dtype="float32")] * 2]),
         "newton_schulz": (orthogonalize, [shape(2, 2048, 11008)]),
     }
 
@@ -87,5 +93,10 @@ def fits(chip: str, limit: int, function, shapes) -> bool:
 
 
 def _of_ours(found: dict[str, bundles.Schedule]) -> dict[str, bundles.Schedule]:
-    """Pallas kernels alone, by the names that we gave them."""
-    return {name: schedule for name, schedule in found.items() if len(schedule.products)}
+    """Pallas kernels alone, by the names that we gave them: differentiation puts its own around these."""
+    named = {}
+    for name, schedule in found.items():
+        own = name.removeprefix("transpose_").removeprefix("jvp_").rstrip("_")
+        if own.startswith(("attention_", "cross_entropy_", "rope_", "newton_schulz_")):
+            named[own] = schedule
+    return named

@@ -4,6 +4,7 @@ An error is |got - exact| / |exact|, in the norm of a whole array. Inputs are ro
 result is the reference's in float64 from these. Kernels of other platforms run step by step (`interpret`).
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,9 +19,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from kernels.attention.api import attention
 from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.newton_schulz.api import newton_schulz
+from kernels.rope.api import rotate
 
 IMPLEMENTATIONS = ("xla", "tpu_interpret", "gpu_interpret")
 DTYPES = ("float32", "bfloat16")
+AS_ON_A_TPU = "splash, as on a TPU"
 JORDAN = [(3.4445, -4.7750, 2.0315)] * 5
 
 
@@ -49,7 +52,7 @@ class Row(NamedTuple):
 
 def rows() -> Iterator[Row]:
     """Of all cases, dtypes and implementations."""
-    for case in [*attention_cases(), *loss_cases(), *newton_schulz_cases()]:
+    for case in [*attention_cases(), *loss_cases(), *newton_schulz_cases(), *rope_cases()]:
         for dtype in DTYPES:
             arrays = [jnp.asarray(a, dtype) for a in case.arrays]
             with jax.enable_x64(True):
@@ -74,7 +77,8 @@ def _compute(case: Case, name: str, arrays) -> tuple[Any, Any, Any]:
         cotangent = jax.random.normal(jax.random.key(0), forward.shape, jnp.float32).astype(forward.dtype)
         return forward, residuals, pull(cotangent)
 
-    return jax.tree.map(np.asarray, both(*arrays))
+    with _matrix_unit() if name == AS_ON_A_TPU else contextlib.nullcontext():
+        return jax.tree.map(np.asarray, both(*arrays))
 
 
 def _error(got, exact) -> float | None:
@@ -106,9 +110,7 @@ def attention_cases() -> Iterator[Case]:
 
         by = {name: ours(name) for name in ("reference", *IMPLEMENTATIONS)}
         theirs = functools.partial(_splash, scale=scale, **masked)
-        yield Case(
-            "attention", what, arrays, {**by, "splash": theirs, "splash, as on a TPU": _on_matrix_unit(theirs)}
-        )
+        yield Case("attention", what, arrays, by | {"splash": theirs, AS_ON_A_TPU: theirs})
 
 
 def _splash(q, k, v, *, scale, segment_ids_BT=None, window=None, soft_cap=None):
@@ -125,7 +127,8 @@ def _splash(q, k, v, *, scale, segment_ids_BT=None, window=None, soft_cap=None):
     return attend(q, k, v, segments).swapaxes(0, 1)[None], ()
 
 
-def _on_matrix_unit(run):
+@contextlib.contextmanager
+def _matrix_unit():
     """Products of float32 arrays without a precision as the TPU's matrix unit has them: of rounded operands."""
     plain = jax.lax.dot_general
 
@@ -134,11 +137,10 @@ def _on_matrix_unit(run):
             a, b = (c.astype(jnp.bfloat16).astype(jnp.float32) for c in (a, b))
         return plain(a, b, *args, **options)
 
-    def patched(*arrays):
-        with mock.patch.object(jax.lax, "dot_general", rounded):
-            return run(*arrays)
-
-    return patched
+    jax.clear_caches()  # of what was traced with the other products
+    with mock.patch.object(jax.lax, "dot_general", rounded):
+        yield
+    jax.clear_caches()
 
 
 def loss_cases() -> Iterator[Case]:
@@ -187,3 +189,23 @@ def newton_schulz_cases() -> Iterator[Case]:
             for name in ("reference", *IMPLEMENTATIONS)
         }
         yield Case("newton_schulz", what, (x,), {**by, "plain": plain}, differentiable=False)
+
+
+def rope_cases() -> Iterator[Case]:
+    """Against the halves and one of them negated, in the dtype of the inputs."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, 50, 4, 128))
+    angle = jnp.asarray(random.random((2, 50, 64)) * 6, jnp.float32)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    def plain(x):
+        first, second = jnp.split(x, 2, axis=-1)
+        wide = [jnp.concatenate([a, a], -1)[:, :, None].astype(x.dtype) for a in (cos, sin)]
+        return x * wide[0] + jnp.concatenate([-second, first], -1) * wide[1], ()
+
+    for pairs in ("half_split", "interleaved"):
+        by = {
+            name: lambda x, name=name, pairs=pairs: (rotate(x, cos, sin, pairs=pairs, implementation=name), ())
+            for name in ("reference", "xla", "tpu_interpret")
+        }
+        yield Case("rope", pairs, (x,), by | ({"plain": plain} if pairs == "half_split" else {}))

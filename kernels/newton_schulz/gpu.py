@@ -68,7 +68,7 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
         out_specs=matrix(rows, rows),
         out_shape=jax.ShapeDtypeStruct((L, rows, rows), x_LRC.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=chosen.warps, num_stages=chosen.stages),
-        name="symmetric_product",
+        name="newton_schulz_product",
         interpret=interpret,
     )(*scalars, x_LRC)
     return out_LRR[:, :R, :R]

@@ -77,7 +77,7 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        name="symmetric_product",
+        name="newton_schulz_product",
         interpret=interpret,
     )(*scalars, *[x_LRC] * len(inputs))
     return out_LRR[:, :R, :R]
