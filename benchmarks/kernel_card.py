@@ -46,11 +46,11 @@ and `gpu_interpret` are the kernels step by step on any platform.
 
 ## Errors
 
-Errors are `|got - exact| / |exact|` over whole arrays, the largest of the results named; the exact ones are the reference's
-in float64 from the same rounded inputs. TPU and GPU kernels are interpreted. Libraries stand below ours, in the
-same run. Splash attention multiplies its probabilities in float32; the interpreter does so exactly, a TPU's
-matrix unit from operands rounded to bfloat16, which is what "as on a TPU" does. cuDNN's errors need a GPU:
-`make bench-gpu` prints them. Every row gave the same bits twice{unequal}.
+Errors are `|got - exact| / |exact|` over whole arrays, the largest of the results named; the exact ones are the
+reference's in float64 from the same rounded inputs. TPU and GPU kernels are interpreted. Libraries stand below
+ours, in the same run. Splash attention multiplies its probabilities in float32; the interpreter does so
+exactly, a TPU's matrix unit from operands rounded to bfloat16, which is what "as on a TPU" does. cuDNN's errors
+need a GPU: `make bench-gpu` prints them. Every row gave the same bits twice{unequal}.
 
 {errors}
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AbstractMesh, NamedSharding
 
 from core.errors import UserError
 from kernels.attention.api import attention
@@ -36,6 +37,8 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, params: transformer.Params, context: int):
         self.config, self.context = config, context
+        sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+        self.mesh = sharding.mesh.abstract_mesh if isinstance(sharding, NamedSharding) else AbstractMesh((), ())
         windows = transformer.window_of_layers(config, context)
         self.layers = []
         for i, uses_rope in enumerate(config.uses_rope):
@@ -68,7 +71,8 @@ class Decoder:
         x_BTD, cos_BTR, sin_BTR = run.embed(self.outer, tokens_BT, np.arange(T)[None].repeat(len(prompts), 0))
         caches = []
         for params, uses_rope, window in self.layers:
-            x_BTD, cache = run.fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window)
+            with jax.sharding.use_abstract_mesh(self.mesh):  # where kernels look for what they run on
+                x_BTD, cache = run.fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window)
             caches.append(cache)
         x_B1D = jnp.take_along_axis(x_BTD, np.array(lengths)[:, None, None] - 1, axis=1)
         return run.logits(self.outer, x_B1D), caches
@@ -79,7 +83,9 @@ class Decoder:
         positions_B = np.minimum(positions_B, self.context - 1)
         x_B1D, cos_B1R, sin_B1R = run.embed(self.outer, tokens_B[:, None], positions_B[:, None])
         for i, (params, uses_rope, window) in enumerate(self.layers):
-            x_B1D, caches[i] = run.extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, caches[i], positions_B)
+            rotation = cos_B1R, sin_B1R, uses_rope
+            with jax.sharding.use_abstract_mesh(self.mesh):
+                x_B1D, caches[i] = run.extend(params, x_B1D, *rotation, window, caches[i], positions_B)
         return run.logits(self.outer, x_B1D)
 
 
