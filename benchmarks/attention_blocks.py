@@ -17,7 +17,7 @@ import sys
 import jax
 import numpy as np
 from attention_static import documents
-from kernel_compiles import VMEM
+from kernel_compiles import vmem
 
 from core.progress import say
 from kernels.attention import tpu, tpu_kernels
@@ -34,7 +34,7 @@ G, T_COMPILED = 4, 4096
 def compile_kernel(kernel, chip: str, blocks: Blocks, H: int, folder) -> bundles.Schedule | None:
     """One kernel alone; None where it does not fit."""
     T = blocks.t * blocks.I
-    settings = tpu_kernels.Settings(H**-0.5, None, None, Cuts(*[blocks] * 3), T, VMEM[chip] << 20, False)
+    settings = tpu_kernels.Settings(H**-0.5, None, None, Cuts(*[blocks] * 3), T, vmem(chip) << 20, False)
     shapes = {"queries": (1, 1, G, T, H), "keys": (1, 1, T, H), "rows": (1, 1, G, T)}
     arrays = [
         jax.ShapeDtypeStruct(shapes[kind], "float32" if kind == "rows" else "bfloat16")

@@ -69,7 +69,7 @@ def main() -> None:
         with mock.patch.object(tpu_kernels, "write_largest", return_value=None):
             without = schedules(chip, ours, folder)
         splash = schedules(chip, theirs, folder)
-        cuts = tpu_blocks.cut(T, N // K, tpu_blocks.CHIPS[topology_devices(CHIPS[chip])[0].device_kind])
+        cuts = tpu_blocks.cut(T, N // K, topology_devices(CHIPS[chip])[0].device_kind)
         for part, schedule in kernels.items():
             blocks = getattr(cuts, part)
             X, (plain, masked) = blocks.t * N // K, schedule.products

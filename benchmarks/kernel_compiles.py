@@ -12,11 +12,11 @@ from kernels.attention.api import attention
 from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.newton_schulz.api import newton_schulz
 from kernels.rope.api import rotate
+from kernels.tpu_chips import MIB, TPUS
 from scaling import bundles
-from scaling.topology import CHIPS, compile_for_chip
+from scaling.topology import CHIPS, compile_for_chip, topology_devices
 
-VMEM = {"v4": 16, "v5e": 128, "v5p": 64, "v6e": 128, "tpu7x": 64}  # MiB a core, jax.experimental.pallas.tpu.TpuInfo
-LIMITS = (4, 8, 16, 32, 64, 128)
+LIMITS = (16, 32, 64, 128)  # MiB
 
 
 class Compiled(NamedTuple):
@@ -65,13 +65,18 @@ def compiled(folder: Path, chips=tuple(CHIPS)) -> Iterator[Compiled]:
     """Every op for every chip; `folder` is that of `bundles.listen`."""
     for op, (function, shapes) in ops().items():
         for chip in chips:
-            for limit in (limit for limit in LIMITS if limit <= VMEM[chip]):
+            for limit in (limit for limit in LIMITS if limit <= vmem(chip)):
                 if fits(chip, limit, function, shapes):
                     yield Compiled(op, chip, limit, _of_ours(bundles.read(folder)))
                     break
                 bundles.read(folder)
             else:
                 yield Compiled(op, chip, None, {})
+
+
+def vmem(chip: str) -> int:
+    """MiB that a core of a chip has."""
+    return TPUS[topology_devices(CHIPS[chip])[0].device_kind].vmem_bytes // MIB
 
 
 def fits(chip: str, limit: int, function, shapes) -> bool:

@@ -30,14 +30,16 @@ from kernels.attention.tpu_kernels import (
     step,
 )
 from kernels.dispatch import target
+from kernels.tpu_chips import chip
+
+VMEM_BYTES = 64 << 20  # that a kernel may ask for, where a chip has as much
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    chip = tpu_blocks.CHIPS.get(target().kind, tpu_blocks.DEFAULT)
-    cuts = tpu_blocks.cut(T, N // K, chip)
+    cuts = tpu_blocks.cut(T, N // K, target().kind)
     rest = cuts.forward.t * cuts.forward.I - T
     q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
     if segment_ids_BT is not None:
@@ -46,7 +48,7 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
     k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
-    settings = Settings(scale, soft_cap, known, cuts, T, chip.vmem_bytes, interpret)
+    settings = Settings(scale, soft_cap, known, cuts, T, min(VMEM_BYTES, chip().vmem_bytes), interpret)
     out_BKGTH, lse_BKGT, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
     return out_BTNH, lse_BKGT.reshape(B, N, -1).swapaxes(1, 2)[:, :T], max_logit_KG.reshape(N)

@@ -19,12 +19,8 @@ from kernels.cross_entropy import tpu_kernels as kernels
 from kernels.cross_entropy.problem import Arrays, Head, Settings, TopK
 from kernels.cross_entropy.shards import Residuals, Sums, recomputing
 from kernels.cross_entropy.tpu_kernels import LANES, Blocks
-from kernels.dispatch import target
+from kernels.tpu_chips import MIB, chip
 
-MIB = 1 << 20
-VMEM = {"TPU v4": 16 * MIB, "TPU v5": 64 * MIB, "TPU v5p": 64 * MIB, "TPU7x": 64 * MIB}  # of a core
-OTHER_VMEM = 128 * MIB  # v5e, v6e
-TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")  # kinds of which a device is two cores
 TOKENS, VOCABULARY = (1024, 512, 256, LANES), (1024, 512, 256, 128, 64)  # that a block may have
 ROOM = 0.92  # of VMEM for what is counted here
 
@@ -33,14 +29,10 @@ def refusal(arrays: Arrays) -> str | None:
     """What about these arrays leaves no room for a kernel, as the end of a sentence."""
     for kernel in (kernels.forward, kernels.backward):
         _, needed = _blocks(kernel, arrays, arrays.targets_BT.size)
-        if needed > ROOM * _vmem():
+        if needed > ROOM * chip().vmem_bytes:
             widths = f"rows of {arrays.w_VD.shape[1]} {arrays.w_VD.dtype} numbers"
-            return f"needs {needed / MIB:.0f} MiB of VMEM for {widths}, of {_vmem() // MIB} MiB here"
+            return f"needs {needed / MIB:.0f} MiB of VMEM for {widths}, of {chip().vmem_bytes // MIB} MiB here"
     return None
-
-
-def _vmem() -> int:
-    return VMEM.get(target().kind, OTHER_VMEM)
 
 
 def _blocks(kernel, arrays: Arrays, X: int) -> tuple[Blocks, int]:
@@ -52,15 +44,15 @@ def _blocks(kernel, arrays: Arrays, X: int) -> tuple[Blocks, int]:
     V = arrays.w_VD.shape[0]
     most_t, most_v = (1024, 512) if kernel is kernels.forward else (512, 1024)
     if arrays.w_VD.dtype == jnp.float32:  # of whose products larger blocks spill 32 MiB
-        most_t = most_v = 256 if _vmem() > 64 * MIB else 128
+        most_t = most_v = 256 if chip().vmem_bytes > 64 * MIB else 128
     vocabulary = [v for v in VOCABULARY if v < V and v <= most_v] or [min(V, most_v)]
     tokens = [t for t in TOKENS if t < 2 * X and t <= most_t] or TOKENS[-1:]
     pairs = [(t, v) for t in tokens for v in vocabulary]
     if kernel is kernels.backward:
         pairs.sort(key=lambda pair: -pair[1])
     needed = {pair: _bytes(kernel, arrays, *pair) for pair in pairs}
-    t, v = next((pair for pair in pairs if needed[pair] <= ROOM * _vmem()), pairs[-1])
-    return Blocks(t, v, pl.cdiv(X, t), V, 2 if target().kind in TWO_CORES else 1), needed[t, v]
+    t, v = next((pair for pair in pairs if needed[pair] <= ROOM * chip().vmem_bytes), pairs[-1])
+    return Blocks(t, v, pl.cdiv(X, t), V, chip().cores), needed[t, v]
 
 
 def _bytes(kernel, arrays: Arrays, t: int, v: int) -> int:
@@ -111,7 +103,7 @@ def _specs(blocks: Blocks, named: dict[str, jax.Array], index) -> list[pl.BlockS
 
 
 def _compiler(*semantics: str) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_vmem() - MIB // 2)
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip().vmem_bytes - MIB // 2)
 
 
 def _sums(interpret: bool, settings: Settings, arrays: Arrays) -> Sums:

@@ -18,10 +18,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.newton_schulz.pairs import pairs, setting
+from kernels.tpu_chips import chip
 
 LANES = 128
 COLUMNS = (512, 384, 256)  # of a step, the first that divides
-VMEM_BYTES = 64 << 20  # that the kernel may ask for
+VMEM_BYTES = 64 << 20  # that the kernel may ask for, where a chip has as much
 
 
 class Blocks(NamedTuple):
@@ -75,7 +76,8 @@ def symmetric_product(x_LRC, factors_2=None, *, interpret=False):
         ),
         out_shape=jax.ShapeDtypeStruct((L, rows, rows), x_LRC.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=min(VMEM_BYTES, chip().vmem_bytes),
         ),
         name="newton_schulz_product",
         interpret=interpret,

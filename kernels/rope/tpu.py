@@ -21,7 +21,7 @@ from kernels.dispatch import BATCH_AXES, TENSOR_AXES, mesh_axes, over_mesh
 
 LANES = 128
 BLOCK_BYTES = 1 << 20  # of a block in VMEM, in and out each; there are two of both
-VMEM_BYTES = 64 << 20  # that a kernel may ask for
+VMEM_BYTES = 16 << 20  # that a kernel may ask for: every chip has as much
 
 
 class Settings(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 
 from core.errors import UserError
 from cross_entropy_lab import TEACHER_CAP, Case, compiled, differentiated, error, inputs, ours, results, truth
+from kernels import tpu_chips
 from kernels.cross_entropy import gpu, tpu, xla
 from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.cross_entropy.problem import Head, TopK
@@ -170,7 +171,7 @@ def test_a_teacher_that_names_all_is_a_whole_teacher():
 def test_two_cores_give_what_one_gives(monkeypatch):
     """Where a device is two cores, each takes half of the vocabulary and has a gradient of x of its own."""
     case = Case(2, 37, 16, 300, z_loss=2e-2)  # 5 blocks, so one core has a block less
-    monkeypatch.setattr(tpu, "TWO_CORES", ("cpu",))
+    monkeypatch.setattr(tpu, "chip", lambda: tpu_chips.TPUS["TPU v5p"])
     check("tpu_interpret", case)
 
 
