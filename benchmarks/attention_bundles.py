@@ -76,7 +76,7 @@ def main() -> None:
             as_many = round(sum(splash[part].products) * X * blocks.s / BLOCK**2)
             row = [chip, part, f"{X} x {blocks.s}", plain, masked, as_many, schedule.total]
             more = schedule.total / without[part].total - 1
-            row.append(f"{without[part].total:,} (+{more:.2%})" if part == "forward" else "")
+            row.append(f"{without[part].total:,} ({more:+.2%})" if part == "forward" else "")
             print("| " + " | ".join(f"{a:,}" if isinstance(a, int) else a for a in row) + " |", flush=True)
 
 
