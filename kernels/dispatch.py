@@ -16,10 +16,11 @@ from jax.sharding import AxisType
 
 from core.errors import UserError
 
-# Mesh axes (train/sharding.py) that split a batch, and those that split heads or a vocabulary.
+# Mesh axes that split a batch, and those that split heads or a vocabulary.
 BATCH_AXES = ("replica", "fsdp")
 TENSOR_AXES = ("tensor",)
 KERNELS = ("tpu", "gpu")
+LEAST_CAPABILITY = 8.0  # bfloat16 on tensor cores
 
 
 class Target(NamedTuple):
@@ -37,6 +38,20 @@ def target() -> Target:
     device = jax.config.jax_default_device or jax.devices()[0]
     platform = device if isinstance(device, str) else device.platform
     return Target(platform, platform if isinstance(device, str) else device.device_kind)
+
+
+def gpu_refusal() -> str | None:
+    """What it is about the GPU that is computed for that our kernels cannot take; None on other devices."""
+    platform, kind = target()
+    if platform != "gpu":
+        return None
+    if not kind.startswith("NVIDIA"):
+        return f"is for NVIDIA GPUs, not {kind}"
+    here = (getattr(d, "compute_capability", None) for d in jax.devices() if d.device_kind == kind)
+    capability = next(here, None)  # of a GPU that is elsewhere it is not known
+    if capability is not None and float(capability) < LEAST_CAPABILITY:
+        return f"needs compute capability {LEAST_CAPABILITY} (A100 or newer), and {kind} has {capability}"
+    return None
 
 
 def choose(op: str, known: tuple[str, ...], asked: str, refusals: Mapping[str, str | None]) -> str:
@@ -73,10 +88,19 @@ def _say(level: int, line: str) -> None:
 
 
 def mesh_axes(names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those axes of the mesh in context that split an array's axis of `size`; none where they do not divide it."""
-    sizes = _free_axes()
+    """Those axes of the mesh in context that split an array's axis of `size`, as many of the first as divide it.
+
+    What is left computes the same on several devices, and the log says so.
+    """
+    sizes = free_axes()
     axes = tuple(name for name in names if name in sizes)
-    return axes if size % math.prod(sizes[name] for name in axes) == 0 else ()
+    taken = axes
+    while size % math.prod(sizes[name] for name in taken):
+        taken = taken[:-1]
+    if taken != axes:
+        left = ", ".join(f"{name} ({sizes[name]} devices)" for name in axes[len(taken) :])
+        _say(logging.WARNING, f"kernels: mesh axis {left} does not divide {size}, so its devices compute the same")
+    return taken
 
 
 def over_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -84,12 +108,12 @@ def over_mesh(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Ca
 
     (The compiler for TPUs that are elsewhere does not know `custom_partitioning`.)
     """
-    if not _free_axes():
+    if not free_axes():
         return function
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _free_axes() -> dict[str, int]:
+def free_axes() -> dict[str, int]:
     """Axes of the mesh in context over which nothing is split by hand yet, with more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types)

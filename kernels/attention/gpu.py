@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from kernels.attention.gpu_kernels import Settings, Tile, forward, key_gradient, query_gradient
 from kernels.attention.schedule import Blocks, visible_pairs
-from kernels.dispatch import target
+from kernels.dispatch import gpu_refusal, target
 
 LEAST = 16  # of a block's sizes: what a matrix product on the tensor cores takes
 
@@ -46,14 +46,10 @@ OTHERS = {
 FLOAT32 = Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))  # products without tensor cores
 
 
-def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> str | None:
+def refusal(q_BTNH: jax.Array, scale: float) -> str | None:
     """What it is in the arguments, or in the GPU, that the kernel cannot take."""
-    if target().kind.startswith("AMD"):
-        return f"runs on NVIDIA's GPUs, not on {target().kind}"
-    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"takes float32 or bfloat16, not {q_BTNH.dtype}"
-    if k_BSKH.dtype != q_BTNH.dtype:
-        return f"takes queries and keys of one dtype, not {q_BTNH.dtype} and {k_BSKH.dtype}"
+    if why := gpu_refusal():
+        return why
     if q_BTNH.shape[-1] > 256:
         return f"takes heads of up to 256, not {q_BTNH.shape[-1]}"
     if not scale > 0:
@@ -66,8 +62,6 @@ def attention(
 ):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     T, N, H = q_BTNH.shape[1:]
-    if why := refusal(q_BTNH, k_BSKH, scale):
-        raise ValueError(f"attention: the GPU kernel {why}")
     width = max(LEAST, 1 << (H - 1).bit_length())
     tiles = _fit(tiles or _tiles(width, q_BTNH.dtype), T)
     block = max(max(tile.t, tile.s) for tile in tiles)
