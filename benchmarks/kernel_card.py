@@ -129,8 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = bundles.listen()
     jax.config.update("jax_enable_compilation_cache", False)
-    vmem, schedules = compiler(folder, options.chips.split(","))
     measured, unequal = errors()
+    vmem, schedules = compiler(folder, options.chips.split(","))
     page = TEXT.format(
         date=datetime.date.today(), jax=jax.__version__, implementations=implementations(), errors=measured,
         unequal=unequal, vmem=vmem, bundles=schedules,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from kernels.attention import gpu, reference, tpu, xla
@@ -53,9 +54,9 @@ def attention(
     `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    _check_options(segment_ids_BT, soft_cap, window)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    refusals = {platform: kernel.refusal(q_BTNH, k_BSKH, scale) for platform, kernel in KERNELS.items()}
-    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, refusals)
+    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, _refusals(q_BTNH, k_BSKH, v_BSKH, scale))
     attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
     if name in ("reference", "xla"):
         return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window))
@@ -79,6 +80,9 @@ def _over_mesh(attend: Callable[..., tuple[jax.Array, ...]], q_BTNH, k_BSKH, v_B
 
 def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
     """Shapes that do not fit are refused here, where the message can still name them."""
+    for name, array in (("q_BTNH", q_BTNH), ("k_BSKH", k_BSKH), ("v_BSKH", v_BSKH)):
+        if array.ndim != 4 or 0 in array.shape:
+            raise ValueError(f"attention: {name} {array.shape} should have four axes, none of them empty")
     B, T, N, H = q_BTNH.shape
     if k_BSKH.shape != v_BSKH.shape or k_BSKH.shape[:2] != (B, T) or k_BSKH.shape[3] != H:
         raise ValueError(f"attention: queries {q_BTNH.shape}, keys {k_BSKH.shape}, values {v_BSKH.shape} do not fit")
@@ -86,3 +90,23 @@ def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
         raise ValueError(f"attention: {N} query heads are not a multiple of {k_BSKH.shape[2]} key/value heads")
     if segment_ids_BT is not None and segment_ids_BT.shape != (B, T):
         raise ValueError(f"attention: segment ids {segment_ids_BT.shape} should have shape {(B, T)}")
+
+
+def _check_options(segment_ids_BT, soft_cap, window) -> None:
+    if segment_ids_BT is not None and not jnp.issubdtype(segment_ids_BT.dtype, jnp.integer):
+        raise ValueError(f"attention: segment ids should be integers, not {segment_ids_BT.dtype}")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"attention: soft_cap={soft_cap} should be above 0; None leaves it out")
+    if isinstance(window, int) and window < 1:
+        raise ValueError(f"attention: window={window} should be 1 or more, for a token sees itself")
+
+
+def _refusals(q_BTNH, k_BSKH, v_BSKH, scale) -> dict[str, str | None]:
+    """What it is in the arguments, or in the device, that each platform's kernel cannot take."""
+    dtypes = [str(a.dtype) for a in (q_BTNH, k_BSKH, v_BSKH)]
+    if len(set(dtypes)) > 1 or dtypes[0] not in ("float32", "bfloat16"):
+        given = ", ".join(dtypes)
+        return dict.fromkeys(KERNELS, f"takes float32 or bfloat16, not queries, keys and values in {given}")
+    if not scale > 0:
+        return dict.fromkeys(KERNELS, f"takes a scale above 0, not {scale}")
+    return {platform: kernel.refusal(q_BTNH, k_BSKH) for platform, kernel in KERNELS.items()}

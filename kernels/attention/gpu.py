@@ -46,15 +46,11 @@ OTHERS = {
 FLOAT32 = Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))  # products without tensor cores
 
 
-def refusal(q_BTNH: jax.Array, scale: float) -> str | None:
-    """What it is in the arguments, or in the GPU, that the kernel cannot take."""
-    if why := gpu_refusal():
-        return why
-    if q_BTNH.shape[-1] > 256:
-        return f"takes heads of up to 256, not {q_BTNH.shape[-1]}"
-    if not scale > 0:
-        return f"takes a scale above 0, not {scale}"
-    return None
+def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+    """What it is in the shapes, or in the GPU, that the kernel cannot take."""
+    del k_BSKH
+    H = q_BTNH.shape[-1]
+    return gpu_refusal() or (f"takes heads of up to 256, not {H}" if H > 256 else None)
 
 
 def attention(

@@ -29,17 +29,14 @@ from kernels.attention.tpu_kernels import (
     scratch,
     step,
 )
-from kernels.dispatch import target
-from kernels.tpu_chips import chip
-
-VMEM_BYTES = 64 << 20  # that a kernel may ask for, where a chip has as much
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    cuts = tpu_blocks.cut(T, N // K, target().kind)
+    heads = _heads(q_BTNH, k_BSKH)
+    cuts = tpu_blocks.cut(T, heads)
     rest = cuts.forward.t * cuts.forward.I - T
     q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
     if segment_ids_BT is not None:
@@ -48,17 +45,24 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, wind
     k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
-    settings = Settings(scale, soft_cap, known, cuts, T, min(VMEM_BYTES, chip().vmem_bytes), interpret)
-    out_BKGTH, lse_BKGT, max_logit_KG = _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
+    attend = functools.partial(_attend, Settings(scale, soft_cap, known, cuts, T, tpu_blocks.vmem_bytes(), interpret))
+    if B * tpu_blocks.pairs_of_blocks(T, heads) > tpu_blocks.MOST_STEPS:  # the list of them would not fit
+        rows = (a if a is None else a[:, None] for a in (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT))
+        out_BKGTH, lse_BKGT, max_logit_BKG = jax.lax.map(lambda row: attend(*row, limit_1), tuple(rows))
+        out_BKGTH, lse_BKGT, max_logit_KG = out_BKGTH[:, 0], lse_BKGT[:, 0], max_logit_BKG.max(0)
+    else:
+        out_BKGTH, lse_BKGT, max_logit_KG = attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
     return out_BTNH, lse_BKGT.reshape(B, N, -1).swapaxes(1, 2)[:, :T], max_logit_KG.reshape(N)
 
 
-def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, scale: float) -> str | None:
-    """What it is in the arguments that the kernel cannot take."""
-    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16) or k_BSKH.dtype != q_BTNH.dtype:
-        return f"takes float32 or bfloat16, not {q_BTNH.dtype} queries and {k_BSKH.dtype} keys"
-    return None if scale > 0 else f"takes a scale above 0, not {scale}"
+def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
+    """What it is in the shapes that the kernel cannot take."""
+    return tpu_blocks.refusal(q_BTNH.shape[1], _heads(q_BTNH, k_BSKH))
+
+
+def _heads(q_BTNH, k_BSKH) -> tpu_blocks.Heads:
+    return tpu_blocks.Heads(q_BTNH.shape[2] // k_BSKH.shape[2], q_BTNH.shape[3], q_BTNH.dtype.itemsize)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -3,8 +3,11 @@
 from typing import NamedTuple
 
 from kernels.attention.schedule import Blocks
+from kernels.dispatch import target
+from kernels.tpu_chips import MIB, chip
 
 LANES = 128
+MOST_STEPS = 90_000  # 8 bytes each, of 1 MiB of scalar memory
 MOST_QUERIES = 512  # of a block: longer ones compute more behind the diagonal
 
 
@@ -42,15 +45,58 @@ class Cuts(NamedTuple):
     key_gradient: Blocks
 
 
-def cut(T: int, G: int, kind: str) -> Cuts:
+class Heads(NamedTuple):
+    """What decides how large blocks may be."""
+
+    G: int  # query heads a key/value head
+    H: int
+    itemsize: int
+
+
+def cut(T: int, heads: Heads) -> Cuts:
     """Rows of T tokens in powers of two from 128 on, so that all sizes divide one padded length."""
-    least = 1 << (max(T, LANES) - 1).bit_length()
+    least = _power_of_two(max(T, LANES) * 2 - 1)
 
     def fit(sizes: Sizes) -> tuple[int, int]:
-        t = max(LANES, 1 << (sizes.rows // G).bit_length() - 1)
-        return min(least, t, MOST_QUERIES), min(least, sizes.keys)
+        t = min(least, max(LANES, _power_of_two(sizes.rows // heads.G)), MOST_QUERIES)
+        return t, min(least, sizes.keys, max(LANES, _power_of_two(_most_pairs(heads) // (heads.G * t))))
 
-    fits = [fit(sizes) for sizes in SIZES.get(kind, OTHERS)]
+    fits = [fit(sizes) for sizes in SIZES.get(target().kind, OTHERS)]
     most = max(max(sizes) for sizes in fits)
     padded = -(-T // most) * most
     return Cuts(*(Blocks(t, s, padded // t, padded // s) for t, s in fits))
+
+
+def refusal(T: int, heads: Heads) -> str | None:
+    """Why even the smallest blocks do not fit, as the end of a sentence."""
+    G, H, itemsize = heads
+    X = G * LANES
+    blocks = (6 * X + 4 * LANES) * H * itemsize  # queries, their gradients, keys and values come and go twice over
+    kept = X * H * 4 + X * LANES * 4 + (12 * (X + LANES) * H if itemsize == 4 else 0)
+    if blocks + kept > vmem_bytes():
+        return (
+            f"takes fewer than {G} query heads of size {H} a key/value head within {vmem_bytes() // MIB} MiB of VMEM"
+        )
+    if pairs_of_blocks(T, heads) > MOST_STEPS:
+        return f"takes shorter rows than {T:,} tokens"
+    return None
+
+
+def pairs_of_blocks(T: int, heads: Heads) -> int:
+    """Steps that a row may have."""
+    return max(blocks.I * blocks.J // 2 + max(blocks.I, blocks.J) for blocks in cut(T, heads))
+
+
+def vmem_bytes() -> int:
+    """That a kernel may ask for."""
+    return min(64 * MIB, chip().vmem_bytes)
+
+
+def _most_pairs(heads: Heads) -> int:
+    """Logits of a block: the more VMEM, the more; the wider the heads, the fewer."""
+    return vmem_bytes() // 16 * 256 // max(256, heads.H * heads.itemsize)
+
+
+def _power_of_two(n: int) -> int:
+    """The largest up to n, at least 1."""
+    return 1 << max(n, 1).bit_length() - 1

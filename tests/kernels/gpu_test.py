@@ -139,13 +139,8 @@ def test_without_the_cuda_compiler_one_line_says_what_to_install(monkeypatch):
 
 
 def test_what_the_kernel_cannot_take():
-    q = jnp.zeros((1, 4, 2, 8), jnp.float16)
-    assert gpu.refusal(q, q, 1.0) == "takes float32 or bfloat16, not float16"
     wide = jnp.zeros((1, 4, 2, 320))
-    assert gpu.refusal(wide, wide, 1.0) == "takes heads of up to 256, not 320"
-    assert gpu.refusal(wide[..., :8], wide[..., :8], 0.0) == "takes a scale above 0, not 0.0"
-    with pytest.raises(ValueError, match="not float16"):
-        gpu.attention(q, q, q, None, 1.0)
+    assert gpu.refusal(wide, wide) == "takes heads of up to 256, not 320"
     other = AbstractMesh((1,), ("fsdp",), abstract_device=AbstractDevice("AMD Instinct MI300X", None, platform="gpu"))
     with jax.sharding.use_abstract_mesh(other):
-        assert gpu.refusal(wide, wide, 1.0) == "runs on NVIDIA's GPUs, not on AMD Instinct MI300X"
+        assert gpu.refusal(wide, wide) == "is for NVIDIA GPUs, not AMD Instinct MI300X"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.config import BatchConfig
+from kernels.attention import tpu_blocks
 from lab import run_losses
 from model.config import Kernels, ModelConfig
 from optim.config import OptimConfig
@@ -14,8 +15,15 @@ from train.run import Run
 
 MODEL = ModelConfig(
     vocab_size=258, num_layers=4, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=128,
-    sliding_window=40, global_every=2, attention_soft_cap=20.0,
+    sliding_window=150, global_every=2, attention_soft_cap=20.0,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Of the TPU's attention: several a row, of queries and of keys."""
+    sizes = tpu_blocks.Sizes
+    monkeypatch.setattr(tpu_blocks, "OTHERS", tpu_blocks.Kernels(sizes(128, 128), sizes(512, 128), sizes(128, 256)))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def losses(folder, kernels):
     folder.mkdir()
     model = dataclasses.replace(MODEL, kernels=kernels)
     optim = OptimConfig(learning_rate=2e-3, warmup_steps=10, decay_fraction=0.2)
-    run = Run(model, BatchConfig(rows=4, row_length=160), optim, TrainConfig(steps=20), seed=0)
+    run = Run(model, BatchConfig(rows=2, row_length=400), optim, TrainConfig(steps=20), seed=0)
     return np.array(run_losses(folder, run))
 
 
