@@ -38,9 +38,11 @@ and the log says which:
 
     attention: implementation 'tpu', picked for TPU v5 lite
 
-`--config.model.kernels.attention=xla` (also `cross_entropy`, `rope`) takes another one; what a kernel cannot
-take (float16, say) goes to `xla` with a warning, or is refused where the kernel was asked for. `tpu_interpret`
-and `gpu_interpret` are the kernels step by step on any platform.
+`--config.model.kernels.attention=xla` takes another one, also within a run; the keys are `attention`,
+`cross_entropy` and `rope`. What a kernel cannot take (float16, say) goes to `xla` with a warning, or is refused
+where the kernel was asked for. `tpu_interpret` and `gpu_interpret` are the kernels step by step on any
+platform, slowly. Decoding reads its cache by XLA alone (`kernels/attention/cached.py`), and Newton-Schulz is
+asked for by the optimiser.
 
 {implementations}
 

@@ -1,5 +1,6 @@
 """Progress with time left: one rewritten line on a terminal, a line every few seconds elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -89,6 +90,21 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         bar.interrupt()
         raise
     bar.finish(f"{bar.done:,}")
+
+
+class _Said(logging.Handler):
+    """What a room logs, as lines for the person watching."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def say_log(name: str) -> None:
+    """From here on, what the logger of this name is told appears as lines, once."""
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # some libraries give the root logger a handler of their own
+    logger.handlers = [_Said()]
 
 
 def say(message: str) -> None:

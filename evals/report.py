@@ -141,10 +141,11 @@ def _state(page: Page, found: Found) -> None:
 
 
 def _differing(found: Found) -> str:
-    """Keys that training recorded with another value than the config gives; what decides nothing is not recorded."""
+    """Keys that training recorded with another value than the config gives; defaults are recorded only."""
     given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "optim")}))
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
-    keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key, value) != value]
+    pairs = [pair for pair in pairs if pair[:2] != ("model", "kernels")]  # which may change within a run
+    keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key) != value]
     batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
     steps = found.config.get("train", {}).get("steps", 0)
     if found.stages and (steps or batch.stages):

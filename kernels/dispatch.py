@@ -6,12 +6,12 @@ platform's kernel and, where there is none or it cannot take the arguments, `xla
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from absl import logging
 from jax.sharding import AxisType
 
 from core.errors import UserError
@@ -68,7 +68,7 @@ def choose(op: str, known: tuple[str, ...], asked: str, refusals: Mapping[str, s
             others = ", ".join(sorted(name for name in known if name not in KERNELS))
             raise UserError(f"{op}: implementation {asked!r} does not run on {platform}; choose from auto, {others}")
         if refusal := refusals.get(asked.removesuffix("_interpret")):
-            raise UserError(f"{op}: implementation {asked!r} {refusal}; xla takes it")
+            raise UserError(f"{op}: implementation {asked!r} {refusal}; auto picks another")
         _say(logging.INFO, f"{op}: implementation {asked!r}, as asked")
         return asked
     if platform in known and not refusals.get(platform):
@@ -77,14 +77,14 @@ def choose(op: str, known: tuple[str, ...], asked: str, refusals: Mapping[str, s
     if platform == "cpu":
         _say(logging.INFO, f"{op}: implementation 'xla', picked for cpu")
     else:
-        why = f"its kernel {refusals[platform]}" if platform in known else "it has no kernel"
-        _say(logging.WARNING, f"{op}: implementation 'xla' on {kind}, slower and with more memory: {why}")
+        why = refusals[platform] if platform in known else "is not there for it"
+        _say(logging.WARNING, f"{op}: implementation 'xla' on {kind}, slower than a kernel, which {why}")
     return "xla"
 
 
 @functools.cache  # so that a choice is said once, not once a layer and trace
 def _say(level: int, line: str) -> None:
-    logging.log(level, line)
+    logging.getLogger("kernels").log(level, line)
 
 
 def mesh_axes(names: tuple[str, ...], size: int) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Kernels:
 
     attention: Implementation = "auto"
     cross_entropy: Implementation = "auto"
-    rope: Implementation = "auto"
+    rope: Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret"] = "auto"
 
 
 @dataclass(frozen=True)

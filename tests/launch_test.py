@@ -145,6 +145,7 @@ def test_rebuild_sets_the_old_run_aside(finished, corpus, tmp_path):
     shutil.copytree(finished, workdir)
     result = launch("train", *smoke(workdir, corpus, "--config.train.steps=25", "--rebuild"))
     assert result.returncode == 0, result.stderr
+    assert "attention: implementation 'xla', picked for cpu" in result.stderr.splitlines()
     assert read_json(workdir / "train" / "manifest.json")["summary"]["step"] == 25
     assert read_json(workdir / "train.stale-1" / "manifest.json")["summary"]["step"] == 24
 

@@ -10,7 +10,7 @@ import jax
 
 from core.errors import UserError
 from core.files import MANIFEST, Stage, Stale, read_manifest
-from core.progress import count, say
+from core.progress import count, say, say_log
 from data import history as data_history
 from data.corpus import Corpus
 from data.pipeline import Batches
@@ -187,6 +187,8 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
         data_history.write(folder / HISTORY, history)
     batch_sharding = sharding.batch_sharding(mesh)
     tell = say if jax.process_index() == 0 else lambda _: None
+    if jax.process_index() == 0:
+        say_log("kernels")
     tell(
         f"train: {count(run.model.num_parameters)} parameters, {plan.steps:,} steps, {count(plan.tokens)} tokens on "
         f"{jax.device_count()} {jax.devices()[0].platform}{hosts.shown()}"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import typing
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,8 +18,12 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from core.errors import UserError
 from kernels import dispatch
 from kernels.attention import reference, tpu_blocks
+from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
 from kernels.attention.cached import cached_attention
+from kernels.cross_entropy.api import IMPLEMENTATIONS as loss_names
+from kernels.rope.api import IMPLEMENTATIONS as rope_names
+from model.config import Kernels
 
 # The GPU's kernels take seconds a test here; a few quick ones are in gpu_test.py.
 IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow)]
@@ -270,7 +275,8 @@ def test_sharded_batch_and_heads_give_the_same(implementation):
     program = f"""
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from kernels.attention.api import attention
+        from kernels.attention.api import IMPLEMENTATIONS as attention_names
+from kernels.attention.api import attention
 
         mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=2 * (AxisType.Auto,))
         rows, heads = (NamedSharding(mesh, spec) for spec in (P("fsdp"), P("fsdp", None, "tensor")))
@@ -339,6 +345,13 @@ def test_shapes_that_do_not_fit(q, k, ids):
         attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), segment_ids_BT=jnp.zeros(ids, int))
 
 
+@pytest.fixture
+def heard(monkeypatch):
+    """Also where a test before let the log be said."""
+    monkeypatch.setattr(logging.getLogger("kernels"), "propagate", True)
+    dispatch._say.cache_clear()
+
+
 def test_a_kernel_of_another_platform_is_refused_in_one_line():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     others = "auto, gpu_interpret, reference, tpu_interpret, xla"
@@ -346,6 +359,7 @@ def test_a_kernel_of_another_platform_is_refused_in_one_line():
         attention(q, k, v, implementation="tpu")
 
 
+@pytest.mark.usefixtures("heard")
 def test_what_a_kernel_cannot_take(caplog):
     """Asked for it is refused; picked by platform, the blocked one runs and the log says so, once."""
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8, jnp.float16)
@@ -362,8 +376,14 @@ def test_what_a_kernel_cannot_take(caplog):
     assert "takes float32 or bfloat16, not queries, keys and values in float16" in record.getMessage()
 
 
+def test_every_implementation_that_the_config_admits_is_there():
+    hints = typing.get_type_hints(Kernels)
+    for op, names in {"attention": attention_names, "cross_entropy": loss_names, "rope": rope_names}.items():
+        assert set(typing.get_args(hints[op])) == {"auto", *names}
+
+
+@pytest.mark.usefixtures("heard")
 def test_choice_is_logged_once(caplog):
-    dispatch._say.cache_clear()
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     with caplog.at_level(logging.INFO):
         attention(q, k, v)
