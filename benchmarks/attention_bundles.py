@@ -18,6 +18,7 @@ from kernels.attention import tpu_blocks, tpu_kernels
 from kernels.attention.api import attention
 from scaling import bundles
 from scaling.topology import CHIPS, compile_for_chip, topology_devices
+from train.sharding import make_mesh
 
 T, N, K, H = 4096, 16, 4, 128
 PARTS = {"forward": "fwd", "query_gradient": "dq", "key_gradient": "dkv"}  # our names and splash attention's
@@ -69,14 +70,16 @@ def main() -> None:
         with mock.patch.object(tpu_kernels, "write_largest", return_value=None):
             without = schedules(chip, ours, folder)
         splash = schedules(chip, theirs, folder)
-        cuts = tpu_blocks.cut(T, N // K, topology_devices(CHIPS[chip])[0].device_kind)
+        with jax.sharding.use_abstract_mesh(make_mesh(topology_devices(CHIPS[chip])[:1]).abstract_mesh):
+            cuts = tpu_blocks.cut(T, tpu_blocks.Heads(N // K, H, itemsize=2))
         for part, schedule in kernels.items():
             blocks = getattr(cuts, part)
             X, (plain, masked) = blocks.t * N // K, schedule.products
             as_many = round(sum(splash[part].products) * X * blocks.s / BLOCK**2)
             row = [chip, part, f"{X} x {blocks.s}", plain, masked, as_many, schedule.total]
             more = schedule.total / without[part].total - 1
-            row.append(f"{without[part].total:,} ({more:+.2%})" if part == "forward" else "")
+            a_step = sum(schedule.products) / sum(without[part].products) - 1
+            row.append(f"{without[part].total:,} ({more:+.2%}; steps {a_step:+.2%})" if part == "forward" else "")
             print("| " + " | ".join(f"{a:,}" if isinstance(a, int) else a for a in row) + " |", flush=True)
 
 

@@ -1,6 +1,6 @@
 """What a TPU would do for attention, counted without one: ours beside JAX's splash attention, forward and backward.
 
-    python benchmarks/attention_static.py [--length=8192]
+    python benchmarks/attention_static.py [--length=8192] [--device-kind="TPU v5 lite"]
 
 Both are called with their Pallas kernels replaced by a counter: it walks the grid, asks every index map for its
 block, and adds the bytes of each block, read or written, that is not the one of the step before, as the pipeline
@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from kernels.attention import tpu
 
@@ -109,21 +110,29 @@ def documents(T: int) -> dict[str, jax.Array | None]:
     return {"one document": None, f"{packed[-1] + 1} documents": jnp.asarray(packed[None], jnp.int32)}
 
 
+def count(arrays, ids, device_kind: str) -> tuple[Counter, Counter]:
+    """Of ours, with the blocks for that TPU, and of splash attention."""
+    counters = Counter(), Counter()
+    mesh = AbstractMesh((1,), ("fsdp",), abstract_device=AbstractDevice(device_kind, 1, "tpu"))
+    for counter, run in zip(counters, (ours, theirs)):
+        chip = jax.sharding.use_abstract_mesh(mesh)
+        with mock.patch.object(pl, "pallas_call", counter), jax.disable_jit(), chip:
+            run(*arrays, ids)
+    return counters
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=8192)
-    T = parser.parse_args().length
+    parser.add_argument("--device-kind", default="TPU v5 lite", help="of the TPU whose block sizes to take")
+    options = parser.parse_args()
+    T = options.length
     print(f"| heads of, row of {T:,} | | grid steps | splash | MB moved | splash | TFLOP issued | splash |")
     print("|---" * 8 + "|", flush=True)
     for name, (N, K, H) in SHAPES.items():
         arrays = [jnp.zeros((1, T, heads, H), jnp.bfloat16) for heads in (N, K, K)]
         for what, ids in documents(T).items():
-            counters = []
-            for run in (ours, theirs):
-                counter = Counter()
-                with mock.patch.object(pl, "pallas_call", counter), jax.disable_jit():
-                    run(*arrays, ids)
-                counters.append(counter)
+            counters = count(arrays, ids, options.device_kind)
             shown = [f"{c.steps:,}" for c in counters] + [f"{c.bytes / 1e6:,.0f}" for c in counters]
             shown += [f"{c.flops / 1e12:.2f}" for c in counters]
             print("| " + " | ".join([name, what, *shown]) + " |", flush=True)

@@ -1,7 +1,11 @@
 """The kernels compiled by the TPU's own compiler on this host: Mosaic takes them, for the shapes that models have."""
 
+import importlib
+import os
 import re
 import runpy
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.attention.api import attention
 from kernels.rope.api import rotate
+from lab import ROOT
 from model import transformer
 from model.config import ModelConfig
 from model.presets import PRESETS
@@ -144,3 +149,36 @@ def test_rotation_of_any_length_compiles(T):
     """One token, as in decoding; a last block that is not full."""
     x, angles = jax.ShapeDtypeStruct((2, T, 3, 64), "bfloat16"), jax.ShapeDtypeStruct((2, T, 32), "float32")
     compile_for_chip("v5e", lambda x, cos, sin: rotate(x, cos, sin, pairs="interleaved"), x, angles, angles)
+
+
+def benchmark(name):
+    """A script of benchmarks/, as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+def test_attention_is_no_worse_than_the_library_in_any_count():
+    """Steps, bytes and products of SmolLM3-3B's heads; fewer where documents are packed."""
+    static = benchmark("attention_static")
+    arrays = [jnp.zeros((1, 2048, heads, 128), jnp.bfloat16) for heads in (16, 4, 4)]
+    for ids in static.documents(2048).values():
+        ours, theirs = static.count(arrays, ids, "TPU v5 lite")
+        assert ours.steps < theirs.steps
+        assert ours.bytes < theirs.bytes
+        assert ours.flops <= theirs.flops
+    assert ours.flops < 0.8 * theirs.flops  # of three documents
+
+
+@pytest.mark.slow
+def test_the_largest_logit_costs_a_step_nothing():
+    """At most 2% of the bundles of the kernel, and of its steps, in the compiler's final schedule for v5e."""
+    command = [sys.executable, ROOT / "benchmarks" / "attention_bundles.py", "--chips=v5e"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    table = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    (forward,) = (line for line in table.splitlines() if "| forward |" in line)
+    kernel, steps = (float(number) for number in re.findall(r"([+-][\d.]+)%", forward))
+    assert kernel <= 2
+    assert steps <= 2
