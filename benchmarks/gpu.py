@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-if any(importlib.util.find_spec(name) is None for name in ("jax", "absl", "numpy")):
+if any(importlib.util.find_spec(name) is None for name in ("jax", "absl", "numpy")):  # absl: JAX's Mosaic kernel
     print(f'benchmarks/gpu.py: no JAX or absl here: {sys.executable} -m pip install "jax[cuda13]" absl-py')
     sys.exit(2)
 
