@@ -47,7 +47,7 @@ bench-decode: $(VENV)-parity/ready ## tokens a second of greedy decoding beside 
 bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
 	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python
 
-bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13])
+bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13] and absl-py)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 
 kernel-card: $(VENV)/test ## docs/kernels.md: errors of every kernel, and what the TPU's compiler says of it (half an hour)

@@ -1,18 +1,18 @@
 """Times and errors of the GPU kernels on one GPU, beside cuDNN, JAX's own Pallas kernels and plain XLA.
 
     make bench-gpu
-    python benchmarks/gpu.py [--only=attention,errors,loss,newton_schulz] [--output=docs/benchmarks/gpu.md]
-    python benchmarks/gpu.py --tune
+    PYTHONPATH=. python benchmarks/gpu.py [--only=attention,errors,loss,newton_schulz] [--output=PAGE]
+    PYTHONPATH=. python benchmarks/gpu.py --tune
 
 Columns of a row are timed in turns, several calls at a time, and the median of the rounds counts. TFLOP/s are those
 of the products that causality needs, 4 B N T^2 H / 2 forward and 3.5 times that with the backward pass. What fails is
 printed and the next row begins. `--tune` prints the fastest tiles for the tables of `kernels/attention/gpu.py`.
-Without a GPU: one line and exit code 2.
+Without a GPU, JAX or absl: one line and exit code 2.
 """
 
 import argparse
 import datetime
-import importlib
+import importlib.util
 import subprocess
 import sys
 import warnings
@@ -20,13 +20,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+if any(importlib.util.find_spec(name) is None for name in ("jax", "absl", "numpy")):  # absl: JAX's Mosaic kernel
+    print(f'benchmarks/gpu.py: no JAX or absl here: {sys.executable} -m pip install "jax[cuda13]" absl-py')
+    sys.exit(2)
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gpu_timing import FAILURES, guarded, interleaved, tune, working
 
+from core.errors import suggest
 from kernels.attention import gpu, reference
-from kernels.cross_entropy import api as cross_entropy
+from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.newton_schulz.api import newton_schulz
 
 # What a section of the page consists of: its heading, a sentence, column names, rows of text.
@@ -39,13 +44,18 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/gpu.md"))
     parser.add_argument("--tune", action="store_true", help="find tiles of the attention kernels")
     options = parser.parse_args()
+    names = options.only.split(",")
+    for name in names:
+        if name not in SECTIONS:
+            print(f"benchmarks/gpu.py: --only has no section {name!r}{suggest(name, SECTIONS)}")
+            return 2
     if jax.default_backend() != "gpu":
         print(f"benchmarks/gpu.py: JAX finds no GPU here (it has: {jax.default_backend()}); nothing was measured")
         return 2
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of Pallas' Triton lowering, in JAX 0.11
     if options.tune:
         return tune()
-    page = page_of([SECTIONS[name]() for name in options.only.split(",")])
+    page = page_of([SECTIONS[name]() for name in names])
     options.output.write_text(page)
     print(f"\n{page}\nwritten to {options.output}")
     return 0
@@ -214,6 +224,14 @@ LOSS = 1, 8192, 2048, 131072  # B, T, D, V
 def loss_rows() -> Section:
     """Loss and gradients of x and of the output layer, beside logits that are written."""
     B, T, D, V = LOSS
+    text = f"bfloat16, {B * T:,} tokens x {D:,} x {V:,}, forward + backward; memory beside arguments and results."
+    columns = ["implementation", "ms", "speed-up", "MB", "of the plain one"]
+    return "Linear cross entropy", text, columns, guarded("loss", loss_times)
+
+
+def loss_times() -> list[list[str]]:
+    """A row for each implementation that runs."""
+    B, T, D, V = LOSS
     x, w = normal((B, T, D), jnp.bfloat16), normal((V, D), jnp.bfloat16, 1) * jnp.bfloat16(D**-0.5)
     targets, weights = jax.random.randint(jax.random.key(2), (B, T), 0, V), jnp.ones((B, T))
 
@@ -223,25 +241,20 @@ def loss_rows() -> Section:
         return jnp.sum(weights * nats)
 
     def ours(name):
-        return lambda x, w: cross_entropy.linear_cross_entropy(
-            x, w, targets, weights, implementation=name
-        ).loss.astype(jnp.float32)
+        return lambda x, w: linear_cross_entropy(x, w, targets, weights, implementation=name).loss
 
-    names = [name for name in ("xla", "gpu") if name in cross_entropy.IMPLEMENTATIONS]
     runs, megabytes = {}, {}
-    for name, loss in {"plain": plain, **{name: ours(name) for name in names}}.items():
+    for name, loss in {"plain": plain, "xla": ours("xla"), "gpu": ours("gpu")}.items():
         found = working(name, jax.jit(jax.value_and_grad(loss, (0, 1))), (x, w))
         runs |= found
         if found:
             megabytes[name] = found[name][0].memory_analysis().temp_size_in_bytes / 1e6
     ms = interleaved(runs)
-    rows = [
+    return [
         [name, f"{ms[name]:.2f}", f"{ms['plain'] / ms[name]:.2f}" if "plain" in ms else "", f"{megabytes[name]:,.0f}",
          f"{megabytes[name] / megabytes['plain']:.3f}" if "plain" in megabytes else ""]
         for name in ms
     ]  # fmt: skip
-    text = f"bfloat16, {B * T:,} tokens x {D:,} x {V:,}, forward + backward; memory beside arguments and results."
-    return "Linear cross entropy", text, ["implementation", "ms", "speed-up", "MB", "of the plain one"], rows
 
 
 # Newton-Schulz
@@ -271,13 +284,18 @@ NEWTON_SCHULZ: dict[str, Callable[[jax.Array], jax.Array]] = {"plain": plain_new
 
 def newton_schulz_rows() -> Section:
     """Five steps of orthogonalisation of one matrix."""
+    text, columns = f"bfloat16, five steps at {MATRIX}.", ["implementation", "ms", "speed-up"]
+    return "Newton-Schulz", text, columns, guarded("newton_schulz", newton_schulz_times)
+
+
+def newton_schulz_times() -> list[list[str]]:
+    """A row for each function that runs."""
     x = normal(MATRIX, jnp.bfloat16)
     runs = {}
     for name, function in NEWTON_SCHULZ.items():
         runs |= working(name, jax.jit(function), (x,))
     ms = interleaved(runs)
-    rows = [[name, f"{ms[name]:.2f}", f"{ms['plain'] / ms[name]:.2f}"] for name in ms]
-    return "Newton-Schulz", f"bfloat16, five steps at {MATRIX}.", ["implementation", "ms", "speed-up"], rows
+    return [[name, f"{ms[name]:.2f}", f"{ms['plain'] / ms[name]:.2f}" if "plain" in ms else ""] for name in ms]
 
 
 SECTIONS: dict[str, Callable[[], Section]] = {

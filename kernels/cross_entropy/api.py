@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kernels.cross_entropy import gpu, reference, tpu, xla
 from kernels.cross_entropy.problem import Arrays, Head, Settings, TopK
 from kernels.cross_entropy.shards import run
-from kernels.dispatch import choose
+from kernels.dispatch import choose, gpu_refusal
 
 IMPLEMENTATIONS = {
     "reference": reference.linear_cross_entropy,
@@ -47,9 +47,10 @@ def linear_cross_entropy(
 ) -> CrossEntropyOutput:
     """Weighted sum over tokens of the cross entropy of softmax(x w^T), without gradient to weights.
 
-    Targets must lie in [0, V): one outside it gives its token a wrong loss, so give padding any valid id and
-    weight 0. `z_loss` is a Python number, the factor of the squared log-sum-exp (PaLM, section 5).
-    With `soft_cap`, a Python number, logits become cap * tanh(logits / cap) (Gemma 2).
+    A target or id of the teacher outside [0, V) is taken as the nearest one inside: it costs nothing where its weight
+    or probability is 0, so padding may have any id, such as -100; elsewhere the loss is finite and wrong. `z_loss` is
+    a Python number, the factor of the squared log-sum-exp (PaLM, section 5). With `soft_cap`, a Python number, logits
+    become cap * tanh(logits / cap) (Gemma 2).
 
     With a teacher, which gets no gradient, a token's loss is (1 - share) * nats + share * teacher_nats + its z-loss.
     teacher_nats = sum over v of q_v * (lse - logit_v) is the KL divergence from the teacher's distribution q plus the
@@ -60,6 +61,7 @@ def linear_cross_entropy(
     """
     _check(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
+    targets_BT = _inside(targets_BT, w_VD)
     settings, arrays = Settings(float(z_loss), soft_cap), Arrays(x_BTD, w_VD, targets_BT, weights_BT)
     if teacher is not None:
         _check_teacher(teacher, x_BTD, w_VD)
@@ -67,15 +69,21 @@ def linear_cross_entropy(
             settings = settings._replace(teacher_cap=teacher.soft_cap)
             teacher = teacher._replace(soft_cap=None)
         else:
-            teacher = teacher._replace(probs_BTk=teacher.probs_BTk.astype(jnp.float32))
+            teacher = TopK(_inside(teacher.ids_BTk, w_VD), teacher.probs_BTk.astype(jnp.float32))
         teacher, share = jax.lax.stop_gradient((teacher, jnp.asarray(teacher_share, jnp.float32)))
         arrays = arrays._replace(hard_BT=(1 - share) * weights_BT, soft_BT=share * weights_BT, teacher=teacher)
     refusal = _refusal(arrays)
     refusals = {name: refusal for name in IMPLEMENTATIONS if name not in ("reference", "xla")}
-    refusals["tpu"] = refusal or tpu.refusal(arrays)
+    refusals |= {"tpu": refusal or tpu.refusal(arrays), "gpu": refusal or gpu_refusal()}
     compute = IMPLEMENTATIONS[choose("linear_cross_entropy", tuple(IMPLEMENTATIONS), implementation, refusals)]
     out = compute(settings, arrays)
     return CrossEntropyOutput(out.loss, *jax.lax.stop_gradient(tuple(out[1:])))
+
+
+def _inside(ids: jax.Array, w_VD: jax.Array) -> jax.Array:
+    """Ids as int32 in [0, V), so that none of them reaches beyond an array."""
+    last = min(w_VD.shape[0] - 1, jnp.iinfo(ids.dtype).max)
+    return jnp.clip(ids, 0, last).astype(jnp.int32)
 
 
 def _refusal(arrays: Arrays) -> str | None:
@@ -102,6 +110,7 @@ def _check(x_BTD, w_VD, targets_BT, weights_BT) -> None:
         if array.shape != x_BTD.shape[:2]:
             raise _wrong(f"{name} {array.shape} should have shape {x_BTD.shape[:2]}")
     for name, array in (("x_BTD", x_BTD), ("w_VD", w_VD)):
+        _check_filled(name, array)
         _check_kind(name, array, jnp.floating)
     _check_kind("targets_BT", targets_BT, jnp.integer)
 
@@ -113,6 +122,7 @@ def _check_teacher(teacher: TopK | Head, x_BTD, w_VD) -> None:
             raise _wrong(f"teacher.ids_BTk {ids_BTk.shape} should have shape {(*x_BTD.shape[:2], 'k')}")
         if probs_BTk.shape != ids_BTk.shape:
             raise _wrong(f"teacher.probs_BTk {probs_BTk.shape} should have the shape of ids_BTk, {ids_BTk.shape}")
+        _check_filled("teacher.ids_BTk", ids_BTk)
         _check_kind("teacher.ids_BTk", ids_BTk, jnp.integer)
         _check_kind("teacher.probs_BTk", probs_BTk, jnp.floating)
     elif isinstance(teacher, Head):
@@ -121,10 +131,16 @@ def _check_teacher(teacher: TopK | Head, x_BTD, w_VD) -> None:
             raise _wrong(f"teacher.x_BTE {x_BTE.shape} should have shape {(*x_BTD.shape[:2], 'E')}")
         if w_VE.shape != (w_VD.shape[0], x_BTE.shape[-1]):
             raise _wrong(f"teacher.w_VE {w_VE.shape} should have shape {(w_VD.shape[0], x_BTE.shape[-1])}")
+        _check_filled("teacher.x_BTE", x_BTE)
         _check_kind("teacher.x_BTE", x_BTE, jnp.floating)
         _check_kind("teacher.w_VE", w_VE, jnp.floating)
     else:
         raise _wrong(f"teacher is a TopK or a Head, not {type(teacher).__name__}")
+
+
+def _check_filled(name: str, array: jax.Array) -> None:
+    if 0 in array.shape:
+        raise _wrong(f"{name} {array.shape} should not be empty")
 
 
 def _check_kind(name: str, array: jax.Array, kind: type) -> None:

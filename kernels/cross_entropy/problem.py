@@ -20,7 +20,7 @@ class TopK(NamedTuple):
     An id that occurs twice counts twice, so ids drawn from the teacher may come as they were drawn.
     """
 
-    ids_BTk: jax.Array  # integers in [0, V)
+    ids_BTk: jax.Array  # integers in [0, V); any integer at places that are not used
     probs_BTk: jax.Array  # not negative; 0 at places that are not used
 
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from kernels.cross_entropy.problem import Arrays, Head, Output, Settings, TopK, mass, slope, token_loss
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, mesh_axes
+from kernels.dispatch import BATCH_AXES, TENSOR_AXES, free_axes, mesh_axes, over_mesh
 
 
 class Split(NamedTuple):
@@ -63,9 +62,8 @@ def run(implementation: Implementation, settings: Settings, arrays: Arrays) -> O
     """The loss, differentiable in x and w, on the devices of the mesh in context."""
     batch = mesh_axes(BATCH_AXES, arrays.x_BTD.shape[0])
     vocabulary = mesh_axes(TENSOR_AXES, arrays.w_VD.shape[0])
-    mesh = jax.sharding.get_abstract_mesh()
-    several = any(mesh.shape[a] > 1 for a, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual)
-    split = Split(batch, vocabulary) if batch or vocabulary or (several and implementation.is_kernel) else None
+    by_hand = batch or vocabulary or (implementation.is_kernel and free_axes())
+    split = Split(batch, vocabulary) if by_hand else None
     return _run(implementation, settings, split, arrays)
 
 
@@ -114,9 +112,7 @@ class _Specs:
         return rows if arrays.teacher else rows._replace(soft_BT=None, teacher=None)
 
     def map(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
-        if self.whole:
-            return function
-        return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)
+        return function if self.whole else over_mesh(function, inputs, outputs)
 
 
 class Sums(NamedTuple):

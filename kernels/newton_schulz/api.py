@@ -14,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
+from kernels.dispatch import choose, free_axes, gpu_refusal, over_mesh
 from kernels.newton_schulz import gpu, reference, tpu, xla
 
 
 class Implementation(NamedTuple):
-    """The products x x^T and b x + c x x^T of a stack, and the size that a matrix is padded to for them."""
+    """The products x x^T and b x + c x x^T of a stack, and how the iteration is made of them."""
 
     symmetric_product: Callable  # (x_LRC, None or (b, c)) -> [L, R, R]
-    padded: Callable[[int, int, jnp.dtype], tuple[int, int]] = lambda R, C, _: (R, C)
+    padded: Callable[[int, int, jnp.dtype], tuple[int, int]] = lambda R, C, _: (R, C)  # the size that products take
+    newton_schulz: Callable | None = None  # (x_LRC, [steps, 3]) -> [L, R, C], where it is not made of these products
 
 
 IMPLEMENTATIONS = {
-    "reference": Implementation(reference.symmetric_product),
+    "reference": Implementation(reference.symmetric_product, newton_schulz=reference.newton_schulz),
     "xla": Implementation(xla.symmetric_product),
     "tpu": Implementation(tpu.symmetric_product, tpu.padded),
     "gpu": Implementation(gpu.symmetric_product, gpu.padded),
@@ -43,8 +44,9 @@ def newton_schulz(
     It moves all singular values s > 0 to a s + b s^3 + c s^5 and leaves the singular vectors; they should come in at
     most a little above 1, so divide by a norm before. `coefficients` are Python numbers, a step a row. Where R > C
     the transposed matrices are iterated. Sums are float32, and each product is rounded once to the dtype of `x`,
-    float32 or bfloat16. There is no gradient. The devices of a mesh share the matrices; none is computed twice.
-    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
+    float32 or bfloat16 (with `reference` the result alone is). There is no gradient. The devices of a mesh share the
+    matrices; none is computed twice. `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform
+    (`kernels/dispatch.py`).
     """
     _check("newton_schulz", "x", x)
     factors_S3 = _checked(coefficients)
@@ -52,6 +54,8 @@ def newton_schulz(
     wide = x.shape[-2] <= x.shape[-1]
 
     def iterate(x_LRC):
+        if chosen.newton_schulz is not None:
+            return chosen.newton_schulz(x_LRC, factors_S3)
         R, C = x_LRC.shape[1:]
         rows, columns = chosen.padded(R, C, x_LRC.dtype)
         x_LRC = jnp.pad(x_LRC, ((0, 0), (0, rows - R), (0, columns - C)))  # zeros stay zeros
@@ -92,11 +96,9 @@ def _iteration(implementation: Implementation, x_LRC, factors_3):
 def _over_matrices(op: str, compute: Callable, x: jax.Array) -> jax.Array:
     """`compute` of a stack [L, R, C], applied to [..., R, C]; each device of the mesh takes some of the matrices."""
     x_LRC = _without_gradient(op, x).reshape(-1, *x.shape[-2:])
-    L = x_LRC.shape[0]
-    axes = mesh_axes(BATCH_AXES + TENSOR_AXES, 0)  # any number of matrices: zeros fill it up
-    devices = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)
-    x_LRC = jnp.pad(x_LRC, ((0, -L % devices), (0, 0), (0, 0)))
-    out_LRC = over_mesh(compute, P(axes), P(axes))(x_LRC)[:L]
+    L, axes = x_LRC.shape[0], free_axes()
+    x_LRC = jnp.pad(x_LRC, ((0, -L % math.prod(axes.values())), (0, 0), (0, 0)))  # zeros, so that each gets as many
+    out_LRC = over_mesh(compute, P(tuple(axes)), P(tuple(axes)))(x_LRC)[:L]
     return out_LRC.reshape(*x.shape[:-2], *out_LRC.shape[1:])
 
 
@@ -112,7 +114,7 @@ def _(op, primals, tangents):
 
 
 def _chosen(op: str, asked: str) -> Implementation:
-    return IMPLEMENTATIONS[choose(op, tuple(IMPLEMENTATIONS), asked, {})]
+    return IMPLEMENTATIONS[choose(op, tuple(IMPLEMENTATIONS), asked, {"gpu": gpu_refusal()})]
 
 
 def _check(op: str, name: str, x: jax.Array) -> None:

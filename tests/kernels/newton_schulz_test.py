@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from core.errors import UserError
+from kernels import dispatch
 from kernels.newton_schulz import gpu, reference, tpu
 from kernels.newton_schulz.api import gram, newton_schulz, symmetric_polynomial
 from kernels.newton_schulz.pairs import pairs
@@ -235,6 +236,25 @@ def test_bad_input_is_named(call, words):
 def test_a_kernel_of_another_platform_is_refused():
     with pytest.raises(UserError, match="'tpu' does not run on cpu"):
         gram(jnp.ones((4, 5)), implementation="tpu")
+
+
+def test_other_gpus_get_the_blocked_one(caplog):
+    """`auto` says why; the kernel asked for is refused in one line."""
+    dispatch._say.cache_clear()
+    device = AbstractDevice("AMD Instinct MI300X", None, "gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("fsdp",), abstract_device=device)):
+        assert "pallas_call" not in str(jax.make_jaxpr(gram)(jnp.ones((4, 5))))
+        with pytest.raises(UserError, match="gram: implementation 'gpu' is for NVIDIA GPUs, not AMD Instinct MI300X"):
+            gram(jnp.ones((4, 5)), implementation="gpu")
+    assert "gram: implementation 'xla' on AMD Instinct MI300X" in caplog.text
+
+
+def test_the_reference_is_rounded_once():
+    x = normalised((2, 40, 70), jnp.bfloat16)
+    got = newton_schulz(x, STANDARD, implementation="reference")
+    rounded = exact(x)[1].astype(jnp.bfloat16)
+    assert (np.asarray(got) == rounded).mean() > 0.99  # float32 beside float64 may fall on the other side
+    assert distance(got, exact(x)[1]) < 0.002
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
