@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.model.no_rope_every = 4
     config.model.rope_theta = 50_000.0
     config.model.init_std = 0.088  # 1 / sqrt(d_model), as SmolLM2; see LOG.md for what less costs
-    config.model.dtype = "float32"
+    config.model.dtype = "float32"  # model.kernels.* choose implementations; see docs/kernels.md
 
     # Optimiser: AdamW, warmup-stable-decay
     config.optim = ConfigDict()
