@@ -88,7 +88,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def implementations() -> str:
-    rows = [[op, *("yes" if name in api.IMPLEMENTATIONS else "-" for name in PLATFORMS)] for op, api in OPS.items()]
+    rows = []
+    for op, api in OPS.items():
+        found = {name: api.IMPLEMENTATIONS[name] for name in PLATFORMS}
+        rows.append([op, *("xla" if name == "gpu" and run is found["xla"] else "yes" for name, run in found.items())])
     return table(["op", *PLATFORMS], rows)
 
 
