@@ -1,19 +1,15 @@
 """What rotating queries and keys costs a TPU, by its compiler's own estimates, without one.
 
-    python benchmarks/rope_static.py [--chips=v5e,v4] [--bundles]
+    python benchmarks/rope_static.py [--chips=v5e,v4]
 
 Compiles one attention layer (projections, rotation, attention kernel, output; rows of 4,096 tokens, 2 a chip,
 bfloat16), forward alone and with its backward pass, and sums the estimated cycles of all that XLA compiled itself.
 The cost of a rotation is the difference from the same layer without any. Kernels have no estimates; those of the
 rotation are added as the bytes that they read and write over the chip's bandwidth, attention's are the same in all.
-`--bundles` counts the instruction bundles of the rotation's kernels in the compiler's final schedule instead.
+Bundles of the rotation's kernels are in docs/kernels.md.
 """
 
 import argparse
-import os
-import re
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -118,25 +114,10 @@ def projection_cycles(chip: str, D: int, N: int, H: int) -> tuple[int, int]:
     return forward, sum(backward)
 
 
-def show_bundles(folder: str) -> None:
-    """Of every kernel of the rotation in the compiler's dumps."""
-    print("\n| kernel | bundles a block |\n|---|---|")
-    for path in sorted(Path(folder).glob("*rope_*final_bundles.txt")):
-        name = re.search(r"rope_(?:to|from)_heads", path.name)[0]
-        print(f"| {name} | {len(re.findall(r'^ *0x[0-9a-f]+', path.read_text(), re.MULTILINE)):,} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", default="v5e")
-    parser.add_argument("--bundles", action="store_true")
     arguments = parser.parse_args()
-    if arguments.bundles:  # read by libtpu when it is loaded
-        folder = tempfile.mkdtemp()
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        for D, N, K, H in SHAPES.values():
-            layer_text("v5e", D, N, K, H, api.rotate, True)
-        return show_bundles(folder)
     print("| chip | layer of | rotation | forward | backward | of it kernels | both, of the query projection |")
     print("|---" * 7 + "|", flush=True)
     for chip in arguments.chips.split(","):
