@@ -16,7 +16,6 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from core.errors import UserError
-from kernels import dispatch
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
@@ -345,13 +344,6 @@ def test_shapes_that_do_not_fit(q, k, ids):
         attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), segment_ids_BT=jnp.zeros(ids, int))
 
 
-@pytest.fixture
-def heard(monkeypatch):
-    """Also where a test before let the log be said."""
-    monkeypatch.setattr(logging.getLogger("kernels"), "propagate", True)
-    dispatch._say.cache_clear()
-
-
 def test_a_kernel_of_another_platform_is_refused_in_one_line():
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     others = "auto, gpu_interpret, reference, tpu_interpret, xla"
@@ -359,7 +351,6 @@ def test_a_kernel_of_another_platform_is_refused_in_one_line():
         attention(q, k, v, implementation="tpu")
 
 
-@pytest.mark.usefixtures("heard")
 def test_what_a_kernel_cannot_take(caplog):
     """Asked for it is refused; picked by platform, the blocked one runs and the log says so, once."""
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8, jnp.float16)
@@ -382,7 +373,6 @@ def test_every_implementation_that_the_config_admits_is_there():
         assert set(typing.get_args(hints[op])) == {"auto", *names}
 
 
-@pytest.mark.usefixtures("heard")
 def test_choice_is_logged_once(caplog):
     (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
     with caplog.at_level(logging.INFO):
