@@ -274,8 +274,7 @@ def test_sharded_batch_and_heads_give_the_same(implementation):
     program = f"""
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from kernels.attention.api import IMPLEMENTATIONS as attention_names
-from kernels.attention.api import attention
+        from kernels.attention.api import attention
 
         mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=2 * (AxisType.Auto,))
         rows, heads = (NamedSharding(mesh, spec) for spec in (P("fsdp"), P("fsdp", None, "tensor")))
