@@ -40,6 +40,7 @@ PARTS = {
     "model": ("model.config", "ModelConfig"),
     "optim": ("optim.config", "OptimConfig"),
     "train": ("train.config", "TrainConfig"),
+    "mesh": ("train.config", "MeshConfig"),
     "start": ("train.config", "StartConfig"),
     "eval": ("evals.config", "EvalConfig"),
     "export": ("train.config", "ExportConfig"),
@@ -250,7 +251,7 @@ class Experiment:
         """What training needs, as one record."""
         from train.run import Run
 
-        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "start", "seed")}
+        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "mesh", "start", "seed")}
         return Run(**own, added=len(self.parts["data"].added))
 
     def require_upstream(self, verb: str) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
         with mock.patch.object(tpu_kernels, "write_largest", return_value=None):
             without = schedules(chip, ours, folder)
         splash = schedules(chip, theirs, folder)
-        with jax.sharding.use_abstract_mesh(make_mesh(topology_devices(CHIPS[chip])[:1]).abstract_mesh):
+        with jax.sharding.use_abstract_mesh(make_mesh(devices=topology_devices(CHIPS[chip])[:1]).abstract_mesh):
             cuts = tpu_blocks.cut(T, tpu_blocks.Heads(N // K, H, itemsize=2))
         for part, schedule in kernels.items():
             blocks = getattr(cuts, part)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels.linear.api import linear
 from kernels.rope.api import rotate
@@ -53,6 +54,8 @@ class Attention(nnx.Module):
         turn = {"pairs": config.rope_pairs, "active": rotation.active, "dtype": dtype}
         turn["implementation"] = config.kernels.rope
         q_BTNH, k_BTKH = (rotate(a, rotation.cos_BTR, rotation.sin_BTR, **turn) for a in (q_BTNH, k_BTKH))
+        q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
         mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
         out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
         if config.output_bias:

@@ -112,9 +112,10 @@ class ModelConfig:
 
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    # What the backward pass recomputes: nothing, each layer, or what is not a matrix product (without_batch: nor
-    # attention, whose products have batch axes).
-    remat: Literal["none", "full", "dots", "dots_without_batch"] = "none"
+    # What the backward pass computes again: nothing; whole layers; all but what attention reads and gives; all but
+    # that and both branches of the feed-forward layer, which leaves norms and what is computed element by element;
+    # what is not a matrix product (without_batch: nor attention, whose products have batch axes).
+    remat: Literal["none", "full", "attention", "branches", "dots", "dots_without_batch"] = "none"
     kernels: Kernels = Kernels()
 
     def __post_init__(self):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from kernels.linear.api import linear
 from model.config import ModelConfig
@@ -72,4 +73,5 @@ class FeedForward(nnx.Module):
 
     def _project(self, x_XI: jax.Array, name: str) -> jax.Array:
         y_XO = linear(x_XI, getattr(self, name)[...].astype(x_XI.dtype))
-        return y_XO + getattr(self, f"{name}_bias")[...].astype(y_XO.dtype) if self.biased else y_XO
+        y_XO = y_XO + getattr(self, f"{name}_bias")[...].astype(y_XO.dtype) if self.biased else y_XO
+        return checkpoint_name(y_XO, name)

@@ -17,13 +17,20 @@ from model.attention import Attend, Attention
 from model.config import ModelConfig
 from model.layers import FeedForward, Norm, normal
 from model.position import Rotation, rotary_table
+from model.sharding import constrain, gathered
 
 Params = dict[str, Any]
 
+# What the forward pass keeps of a layer beside its input, by the names that model/ and kernels/ give.
+ATTENTION = ("query", "key", "value", "attention_out", "attention_lse")
+BRANCHES = (*ATTENTION, "gate", "up")
+_policies = jax.checkpoint_policies
 REMAT_POLICIES = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _policies.save_only_these_names(*ATTENTION),
+    "branches": _policies.save_only_these_names(*BRANCHES),
+    "dots": _policies.dots_saveable,
+    "dots_without_batch": _policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -83,18 +90,20 @@ class Transformer(nnx.Module):
                 out = attention(q_BTNH, k_BTKH, v_BTKH, **masks, **logits, implementation=kernel)
                 return out.out_BTNH, out.max_logit_N
 
-            return nnx.merge(graph, params)(x_BTD, Rotation(cos_BTR, sin_BTR, uses_rope), attend)
+            return nnx.merge(graph, params)(constrain(x_BTD), Rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
         per_layer = (layers, jnp.array(config.uses_rope), window_of_layers(config, T))
-        x_BTD, max_logit_LN = jax.lax.scan(layer, _embed(config, self.embedding[...], tokens_BT), per_layer)
+        x_BTD, max_logit_LN = jax.lax.scan(
+            layer, constrain(_embed(config, self.embedding[...], tokens_BT)), per_layer
+        )
         return Output(self.final_norm(x_BTD), max_logit_LN)
 
 
 def _embed(config: ModelConfig, embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """The residual stream before the first layer [B, T, D]."""
-    x_BTD = embedding_VD.astype(config.dtype)[tokens_BT]
+    x_BTD = gathered(embedding_VD.astype(config.dtype))[tokens_BT]
     return x_BTD if config.embedding_scale == 1 else x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
 
 
@@ -138,7 +147,7 @@ def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Arr
 
 def head(config: ModelConfig, params: Params) -> jax.Array:
     """The output layer `w_VD` in the dtype of the computation."""
-    return params["embedding" if config.tied_head else "head"].astype(config.dtype)
+    return gathered(params["embedding" if config.tied_head else "head"].astype(config.dtype))
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:

@@ -10,11 +10,16 @@ from model import transformer
 from model.config import ModelConfig
 
 
-def loss(config: ModelConfig, params: transformer.Params, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean nats a token, and metrics: `max_logit_LN` and the number of predicted tokens."""
+def loss(
+    config: ModelConfig, params: transformer.Params, batch: Any, count: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean nats a token, and metrics: `max_logit_LN` and the number of predicted tokens.
+
+    `count` tokens are divided by, those of the batch itself or, where this is a part of one, of the whole.
+    """
     output = transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
     total = _cross_entropy(config, params, output.hidden_BTD, batch.targets_BT, batch.weights_BT).loss
-    count = jnp.sum(batch.weights_BT)
+    count = jnp.sum(batch.weights_BT) if count is None else count
     mean = total / jnp.maximum(count, 1.0)
     return mean, {"loss": mean, "predicted_tokens": count, "max_logit_LN": output.max_logit_LN}
 

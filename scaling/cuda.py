@@ -47,7 +47,7 @@ def gpu_device(chip: str) -> Any:
 
 def compile_for_gpu(chip: str, function: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
     """A function of arrays compiled for one GPU, a name in CHIPS; its arguments as pytrees of shapes."""
-    mesh = make_mesh([gpu_device(chip)])
+    mesh = make_mesh(devices=[gpu_device(chip)])
     jitted = jax.jit(on_mesh(function, mesh), in_shardings=NamedSharding(mesh, PartitionSpec()))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # Pallas, too, asks for the chip when it lowers
         return jitted.lower(*shapes).compile()

@@ -53,14 +53,14 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
 
 def compile_for_chip(chip: str, function: Callable[..., Any], *shapes: Any) -> jax.stages.Compiled:
     """A function of arrays compiled for one chip, a name in CHIPS; its arguments as pytrees of shapes."""
-    mesh = make_mesh(topology_devices(CHIPS[chip])[:1])
+    mesh = make_mesh(devices=topology_devices(CHIPS[chip])[:1])
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(on_mesh(function, mesh), in_shardings=whole).lower(*shapes).compile()
 
 
 def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:
     """The true train step of a run, compiled by XLA:TPU for every chip of a topology, from shapes alone."""
-    program = make_program(run, make_mesh(topology_devices(topology, num_slices)))
+    program = make_program(run, make_mesh(run.mesh, topology_devices(topology, num_slices)))
     stage = run.batch.plan(run.train.steps)[-1]
     shape = (stage.rows, stage.row_length)
     dtypes = Batch(*4 * [jnp.int32], jnp.float32)

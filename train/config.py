@@ -1,4 +1,4 @@
-"""The config subtrees of the loop, of where it begins, and of the export."""
+"""The config subtrees of the loop, of the devices it runs on, of where it begins, and of the export."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,11 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps; the last step is always saved
     keep_checkpoints: int = 2  # the newest
     keep_every: int = 0  # steps; checkpoints of multiples of it are kept for good; 0 keeps none but the newest
+    # Parts of a batch that are computed one after the other, their gradients added in float32: the same step in less
+    # memory.
+    microbatches: int = 1
+    # Keeps the moments of the optimiser in the memory of the host, and fetches them for the update.
+    offload_optimizer: bool = False
 
     def __post_init__(self):
         require(self.steps >= 0, f"steps={self.steps} must be 0 or more")
@@ -24,6 +29,30 @@ class TrainConfig:
         require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every} must be positive")
         require(self.keep_checkpoints > 0, f"keep_checkpoints={self.keep_checkpoints} must be positive")
         require(self.keep_every >= 0, f"keep_every={self.keep_every} must be 0 or more")
+        require(self.microbatches > 0, f"microbatches={self.microbatches} must be positive")
+
+
+AXES = ("replica", "fsdp", "tensor", "context", "expert")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices divide the work, by the size of every axis of the mesh: `config.mesh`. Their product is the devices.
+
+    A run may go on under another mesh. `train/sharding.py` says what each axis splits.
+    """
+
+    replica: int = 0  # copies of the parameters; 0 is one a slice
+    fsdp: int = 0  # parameters, optimiser and rows; 0 is all devices that the other axes leave
+    tensor: int = 1  # heads, feed-forward features, vocabulary
+    context: int = 1  # tokens of a row
+    expert: int = 1  # kept free for mixtures of experts
+
+    def __post_init__(self):
+        for name in AXES:
+            least = 0 if name in ("replica", "fsdp") else 1
+            require(getattr(self, name) >= least, f"{name}={getattr(self, name)} must be {least} or more")
+        require(self.expert == 1, f"expert={self.expert} must be 1: no model here has experts yet")
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage 
     """The stage, held by the first process; with `set_aside` also a run whose history the config contradicts is."""
     now = data_history.ask(run.batch, run.train.steps, corpus.generations)
     if stale == "set_aside":  # what replaces the run must be possible
-        make_program(run, sharding.make_mesh())
+        make_program(run, sharding.make_mesh(run.mesh))
         Plan((now,), corpus, run.seed)
     if jax.process_index() != 0:
         return None
@@ -163,7 +163,7 @@ def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage 
 
 def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, amendment: Amendment) -> Setup:
     """Data, mesh, step and state, from the newest good checkpoint where there is one."""
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(run.mesh)
     program = make_program(run, mesh)
     at_most = amendment.skip[0] - 1 if amendment.skip else None
     restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)

@@ -22,7 +22,7 @@ from optim.build import build
 from optim.config import OptimConfig
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
-from train.config import StartConfig, TrainConfig
+from train.config import MeshConfig, StartConfig, TrainConfig
 from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
 
@@ -41,6 +41,7 @@ class Run:
     seed: int
     added: int = 0  # entries of data.added
     start: StartConfig = dataclasses.field(default_factory=StartConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
         if bool(self.batch.stages) == bool(self.train.steps):
@@ -70,27 +71,43 @@ class Program(NamedTuple):
 
 def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
-    for number, stage in enumerate(run.batch.plan(run.train.steps)):
-        if stage.rows % mesh.size:
-            where = f"stages[{number}].rows" if run.batch.stages else "rows"
-            raise UserError(
-                f"config batch.{where}={stage.rows} is not a multiple of the {mesh.size} devices{hosts.shown()}"
-            )
+    _require_split(run, mesh)
     optimizer, schedule = build(run.optim, run.steps)
     abstract = state.abstract(run.model, optimizer)
-    shardings = sharding.state_shardings(abstract, mesh)
+    shardings = sharding.state_shardings(abstract, mesh, run.mesh)
+    if run.train.offload_optimizer:
+        shardings = sharding.offloaded(shardings, abstract)
     loss = functools.partial(next_token.loss, run.model)
-    step = compile_step(make_step(loss, optimizer, schedule), shardings, sharding.batch_sharding(mesh))
+    step = make_step(loss, optimizer, schedule, shardings, run.train.microbatches)
+    step = compile_step(step, shardings, sharding.batch_sharding(mesh))
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
     begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
     return Program(step, init, begin, abstract, shardings)
+
+
+def _require_split(run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Refuses batches that the mesh and the microbatches do not divide."""
+    parts, microbatches, context = sharding.batch_parts(mesh), run.train.microbatches, mesh.shape["context"]
+    for number, stage in enumerate(run.batch.plan(run.train.steps)):
+        where = f"stages[{number}]." if run.batch.stages else ""
+        if stage.rows % (parts * microbatches):
+            each = f" with {microbatches} train.microbatches each" if microbatches > 1 else ""
+            unit = "devices" if parts == mesh.size else "parts of the mesh (replica x fsdp)"
+            raise UserError(
+                f"config batch.{where}rows={stage.rows} is not a multiple of the {parts} {unit}{hosts.shown()}{each}; "
+                f"a multiple of {parts * microbatches} is"
+            )
+        if stage.row_length % context:
+            raise UserError(
+                f"config batch.{where}row_length={stage.row_length} is not a multiple of mesh.context={context}"
+            )
 
 
 def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:
     """The state before the first step."""
     if not run.start.folder:
         return program.init()
-    return program.begin(imported_params(run.start, run.model, workdir))
+    return program.begin(imported_params(run.start, run.model, workdir, run.mesh))
 
 
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
@@ -158,11 +175,11 @@ def load_params(
     missing = f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
     if not checkpoints.steps:
         if exactly is None and is_only_imported(run.start, workdir):
-            return imported_params(run.start, run.model, workdir), 0
+            return imported_params(run.start, run.model, workdir, run.mesh), 0
         raise UserError(missing)
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
-    program = make_program(run, sharding.make_mesh())
+    program = make_program(run, sharding.make_mesh(run.mesh))
     if exactly is not None:
         return checkpoints.restore(program.abstract, program.shardings, exactly).params, exactly
     restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)

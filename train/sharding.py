@@ -1,47 +1,136 @@
-"""Where arrays live: one mesh with an `fsdp` axis, on one device as on many."""
+"""Where arrays live: one mesh of named axes, on one device as on thousands, and which axes split what.
+
+`fsdp` splits parameters, the optimiser's state and rows (Rajbhandari et al. 2020: ZeRO-3); `replica` rows alone, one
+part a slice of a TPU, for what travels between slices is then gradients only; `tensor` heads, the features of the
+feed-forward layer and the vocabulary; `context` the tokens of a row and, as `fsdp`, parameters. XLA inserts the
+communication; `model/sharding.py` says how activations lie at the edges of layers.
+"""
 
 import functools
+import logging
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from core.errors import UserError
+from kernels.dispatch import BATCH_AXES
 from optim.groups import path_name
+from train.config import AXES, MeshConfig
 
-# Path pattern and layout of every parameter; the optimiser's moments follow, their paths end alike.
+PARAMETER_AXES = ("fsdp", "context")
+
+
+class Rule(NamedTuple):
+    """Which dimensions of a parameter the mesh splits; the optimiser's moments follow, for their paths end alike."""
+
+    path: str  # pattern
+    dimensions: str = ""  # L layers, D model, N and K heads, H head size, F feed-forward, V vocabulary
+    tensor: str = ""  # the dimension that `tensor` splits
+    # Those that `fsdp` and `context` may split, the first that they divide. Summing gradients onto parts of the last
+    # dimension makes XLA:TPU sum them whole on every device, twice the traffic.
+    parts: str = ""
+
+
 RULES = (
-    (r"embedding$", P(None, "fsdp")),  # [V, D]
-    (r"layers/attention/(query|key|value)$", P(None, "fsdp", None, None)),  # [L, D, N, H]
-    (r"layers/attention/output$", P(None, None, None, "fsdp")),  # [L, N, H, D]
-    (r"layers/feed_forward/(gate|up)$", P(None, "fsdp", None)),  # [L, D, F]
-    (r"layers/feed_forward/down$", P(None, None, "fsdp")),  # [L, F, D]
-    (r"_norm/scale$", P()),  # [L, D] and [D]
-    (r"(^|/)(step|count)$", P()),
+    Rule(r"(embedding|head)$", "VD", "V", "VD"),
+    Rule(r"layers/attention/query$", "LDNH", "N", "D"),
+    Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),
+    Rule(r"layers/attention/output$", "LNHD", "N", "HD"),
+    Rule(r"layers/feed_forward/(gate|up)$", "LDF", "F", "D"),
+    Rule(r"layers/feed_forward/down$", "LFD", "F", "FD"),
+    Rule(r"layers/attention/query_bias$", "LNH", "N"),
+    Rule(r"layers/attention/(key|value)_bias$", "LKH", "K"),
+    Rule(r"layers/feed_forward/(gate|up)_bias$", "LF", "F"),
+    Rule(r"(output|down)_bias$"),  # of the width of the residual stream, as norms: whole on every device
+    Rule(r"_norm/(scale|bias)$"),
+    Rule(r"(^|/)(step|count)$"),
 )
 
 
-def make_mesh(devices: list[Any] | None = None) -> Mesh:
-    """All devices on the `fsdp` axis."""
-    devices = devices if devices is not None else jax.devices()
-    return jax.make_mesh((len(devices),), ("fsdp",), axis_types=(AxisType.Auto,), devices=devices)
+def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:  # noqa: B008 (frozen)
+    """The mesh that `config` asks for, on all devices of the run or on those given."""
+    devices = list(devices if devices is not None else jax.devices())
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = _sizes(config, len(devices), slices)
+    if slices > 1:  # replica is the outer axis, and goes over the network between slices
+        inner = (sizes[0] // slices, *sizes[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1, 1), devices)
+        return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def state_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """The layout of every array of the state; one whose axis the mesh does not divide is kept whole."""
+def _sizes(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:
+    """Of every axis; refuses a mesh that is not the devices."""
+    asked = {name: getattr(config, name) for name in AXES}
+    asked["replica"] = asked["replica"] or slices
+    if asked["replica"] % slices:
+        raise UserError(f"config mesh.replica={asked['replica']} is not a multiple of the {slices} slices")
+    others = math.prod(size for name, size in asked.items() if name != "fsdp")
+    asked["fsdp"] = asked["fsdp"] or max(1, devices // others)
+    if math.prod(asked.values()) != devices:
+        product = " x ".join(f"{name} {size}" for name, size in asked.items() if size > 1) or "1 device"
+        raise UserError(f"config mesh: {product} is not the {devices} devices; mesh.fsdp=0 takes what others leave")
+    return tuple(asked.values())
+
+
+def state_shardings(abstract: Any, mesh: Mesh, config: MeshConfig = MeshConfig()) -> Any:  # noqa: B008 (frozen)
+    """The layout of every array of the state.
+
+    An axis that was asked for must divide what it splits; where it was left to be filled up, an array that it does not
+    divide is kept whole, and the log says so.
+    """
 
     def one(path: tuple[Any, ...], array: jax.ShapeDtypeStruct) -> NamedSharding:
         name = path_name(path)
-        spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), None)
-        assert spec is not None, f"no sharding rule for {name}; see train/sharding.py"
-        sizes = zip(array.shape, spec)
-        divides = all(size % mesh.shape[axis] == 0 for size, axis in sizes if axis is not None)
-        return NamedSharding(mesh, spec if divides else P())
+        rule = next((rule for rule in RULES if re.search(rule.path, name)), None)
+        assert rule is not None, f"no sharding rule for {name}; see train/sharding.py"
+        sizes = dict(zip(rule.dimensions, array.shape))
+        axes: dict[str, tuple[str, ...]] = {}
+        for candidates, wanted in ((rule.tensor, ("tensor",)), (rule.parts, PARAMETER_AXES)):
+            wanted = tuple(axis for axis in wanted if mesh.shape[axis] > 1)
+            if candidates and wanted:
+                split = {d: (*axes.get(d, ()), *wanted) for d in candidates}
+                fits = (d for d in candidates if sizes[d] % math.prod(mesh.shape[a] for a in split[d]) == 0)
+                chosen = next(fits, None)
+                if chosen is None:
+                    _cannot_split(name, {d: sizes[d] for d in candidates}, wanted, mesh, config)
+                else:
+                    axes[chosen] = split[chosen]
+        return NamedSharding(mesh, P(*(axes.get(d) for d in rule.dimensions)))
 
     return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def offloaded(shardings: Any, abstract: Any) -> Any:
+    """The layout of a state whose optimiser lives in the memory of the host; its counters stay on the device."""
+
+    def one(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+        return sharding.with_memory_kind("pinned_host") if array.ndim else sharding
+
+    return shardings._replace(opt_state=jax.tree.map(one, abstract.opt_state, shardings.opt_state))
+
+
+def _cannot_split(name: str, sizes: dict[str, int], axes: tuple[str, ...], mesh: Mesh, config: MeshConfig) -> None:
+    """Refuses what was asked for; says what was not."""
+    product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+    dimensions = " or ".join(f"{letter}={size}" for letter, size in sizes.items())
+    if any(getattr(config, axis) > 1 for axis in axes):
+        size = max(sizes.values())
+        choices = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise UserError(f"config mesh: {product} does not divide {dimensions} of {name}; what does: {choices}")
+    _say(f"{name} is whole on every device: mesh axis {product} does not divide {dimensions}")
+
+
+@functools.cache  # so that it is said once, not for each moment of the optimiser
+def _say(line: str) -> None:
+    logging.getLogger("mesh").warning(line)
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -55,24 +144,38 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return run
 
 
+def shown(mesh: Mesh) -> str:
+    """The axes that split anything, for messages: "fsdp 64 x tensor 4"; nothing on one device."""
+    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `fsdp`."""
-    return NamedSharding(mesh, P("fsdp"))
+    """Rows over `replica` and `fsdp`, their tokens over `context`."""
+    return NamedSharding(mesh, P(BATCH_AXES, "context"))
 
 
 def host_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """Numbers of the rows of a global batch that devices of this process hold, ascending."""
-    held = sharding.addressable_devices_indices_map((rows,)).values()
+    """Numbers of the rows of a global batch of which devices of this process hold any part, ascending."""
+    whole_rows = NamedSharding(sharding.mesh, P(sharding.spec[0]))
+    held = whole_rows.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
 
 
 def to_global(batch: Any, sharding: NamedSharding, rows: int) -> Any:
-    """The rows that this process holds (see `host_rows`) as its part of global arrays of `rows` rows."""
+    """The rows that this process holds (see `host_rows`) as its part of global arrays of `rows` rows.
+
+    (`jax.make_array_from_process_local_data` would want them to be one contiguous stretch of the rows.)
+    """
     own = host_rows(sharding, rows)
 
     def one(local: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            return local[np.searchsorted(own, np.arange(rows)[index[0]])]
+            return local[np.searchsorted(own, np.arange(rows)[index[0]])][(slice(None), *index[1:])]
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
 

@@ -25,7 +25,7 @@ from model.hf import read_params, require_tensors, weight_files
 from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import sharding
 from train.checkpoint import Checkpoints
-from train.config import StartConfig
+from train.config import MeshConfig, StartConfig
 from train.manifest import DamagedCheckpoint
 from train.state import TrainState
 
@@ -146,12 +146,12 @@ def _seen(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def imported_params(start: StartConfig, model: ModelConfig, workdir: Path) -> transformer.Params:
+def imported_params(start: StartConfig, model: ModelConfig, workdir: Path, mesh: MeshConfig) -> transformer.Params:
     """The parameters that `import` made for this config."""
     folder = workdir / FOLDER
     require_spec(folder, read_stage(folder, "import"), _spec(start, model))
     abstract = _state(transformer.abstract(model))
-    shardings = sharding.state_shardings(abstract, sharding.make_mesh())
+    shardings = sharding.state_shardings(abstract, sharding.make_mesh(mesh), mesh)
     try:
         return Checkpoints(folder / CHECKPOINTS).restore(abstract, shardings, 0).params
     except DamagedCheckpoint as damage:

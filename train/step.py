@@ -11,16 +11,23 @@ from jax.sharding import NamedSharding
 from train.sharding import on_mesh
 from train.state import TrainState
 
-Loss = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Step:
-    """One update from one batch; `loss(params, batch)` gives a scalar and metrics."""
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+    microbatches: int = 1,
+) -> Step:
+    """One update from one batch; `loss(params, batch, count)` gives a scalar and metrics."""
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grads, metrics = accumulate(loss, state.params, batch, microbatches, shardings.params)
+        opt_state = to_device(state.opt_state, shardings.opt_state)
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": metrics["loss"],
@@ -31,6 +38,48 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, schedule: opt
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def accumulate(loss: Loss, params: Any, batch: Any, microbatches: int, shardings: Any) -> tuple[Any, dict[str, Any]]:
+    """Gradients and metrics of a batch, from parts of it one after the other.
+
+    Every part is divided by the tokens of the whole batch, so that rows with more padding count no more. A device
+    takes the parts from its own rows. Sums are float32, each device's of its own share of the parameters.
+    """
+    count = jnp.sum(batch.weights_BT)
+
+    def of_part(part: Any) -> tuple[Any, dict[str, Any]]:
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part, count)
+        return lay_out(grads, shardings), metrics
+
+    if microbatches == 1:
+        return of_part(batch)
+
+    def add(sums: tuple[Any, jax.Array], part: Any) -> tuple[tuple[Any, jax.Array], jax.Array]:
+        grads, metrics = of_part(part)
+        return (jax.tree.map(jnp.add, sums[0], grads), sums[1] + metrics["loss"]), metrics["max_logit_LN"]
+
+    parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
+    zeros = lay_out(jax.tree.map(jnp.zeros_like, params), shardings)
+    (grads, total), max_logit_MLN = jax.lax.scan(add, (zeros, jnp.zeros(())), parts)
+    return grads, {"loss": total, "max_logit_LN": max_logit_MLN.max(0)}
+
+
+def lay_out(tree: Any, shardings: Any) -> Any:
+    """Arrays split as told; on one device untouched, so that XLA sees nothing between them and what follows."""
+    split = jax.tree.leaves(shardings)[0].mesh.size > 1
+    return jax.lax.with_sharding_constraint(tree, shardings) if split else tree
+
+
+def to_device(tree: Any, shardings: Any) -> Any:
+    """Arrays that lie in the memory of the host brought to the device, each device its part."""
+
+    def one(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if sharding.memory_kind in (None, "device"):
+            return array
+        return jax.device_put(array, sharding.with_memory_kind("device"))
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def compile_step(step: Step, state_shardings: TrainState, batch_sharding: NamedSharding) -> Step:

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kernels.attention.gpu_kernels import Settings, Tile, forward, key_gradient, query_gradient
+from kernels.attention.residuals import named
 from kernels.attention.schedule import Blocks, visible_pairs
 from kernels.dispatch import gpu_refusal, target
 
@@ -98,6 +99,7 @@ def _forward(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, li
     masks = window, segment_ids_BT, limit_1
     out_BTNH, lse_BNT, top_BNI = _call(forward, settings, tiles.forward, masks, q_BTNH, k_BSKH, v_BSKH)
     max_logit_N = settings.scale * top_BNI.max((0, 2))
+    out_BTNH, lse_BNT = named(out_BTNH, lse_BNT)
     return (out_BTNH, lse_BNT, max_logit_N), (q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1, out_BTNH, lse_BNT)
 
 

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import tpu_blocks
+from kernels.attention.residuals import named
 from kernels.attention.schedule import Blocks, by_key, by_query
 from kernels.attention.tpu_blocks import LANES
 from kernels.attention.tpu_kernels import (
@@ -75,6 +76,7 @@ def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
     masks = segment_ids_BT, limit_1
     out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, masks, q_BKGTH, k_BKSH, v_BKSH)
     max_logit_KG = settings.scale * top_BKGl[..., 0].max(0)
+    out_BKGTH, lse_BKGT = named(out_BKGTH, lse_BKGT)
     return (out_BKGTH, lse_BKGT, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
 
 

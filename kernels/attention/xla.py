@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels.attention.residuals import named
+
 BLOCK = 64  # least queries per block; on 2 cores 32 compiles twice as long for 0-10%, 128 loses 5-15%
 BLOCKS = 16  # most blocks, which bounds compile time: longer sequences have larger blocks
 HIDDEN = -1e30  # added to logits that may not be seen: exp() of them is exactly 0
@@ -87,6 +89,7 @@ def _forward(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, soft_cap):
         maxima.append(max_BKGt1.max((0, 3, 4)))
     out_BKGTH, lse_BKGT = jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)
     max_logit_N = jnp.stack(maxima).max(0).reshape(K * G)
+    out_BKGTH, lse_BKGT = named(out_BKGTH, lse_BKGT)
     return (out_BKGTH, lse_BKGT, max_logit_N), (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, window, out_BKGTH, lse_BKGT)
 
 

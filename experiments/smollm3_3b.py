@@ -1,0 +1,26 @@
+from ml_collections import ConfigDict
+
+from model import presets
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict()
+    config.tokenizer = ConfigDict()
+    config.tokenizer.path = "tokenizer.json"
+    config.model = presets.config("smollm3-3b")
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.batch = ConfigDict()
+    config.batch.rows = 512
+    config.batch.row_length = 4096
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 2e-4
+    config.optim.warmup_steps = 2000
+    config.optim.b2 = 0.95
+    config.optim.weight_decay = 0.1
+    config.optim.clip_norm = 1.0
+    config.train = ConfigDict()
+    config.train.steps = 4_720_000
+    return config.lock()
