@@ -28,10 +28,7 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module, [a.name for a in node.names]) == (
-            "model",
-            ["presets"],
-        ):
+        elif ast.unparse(node) == "from model import presets":
             pass  # named models, for experiments too
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(node.module.partition(".")[0])

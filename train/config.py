@@ -37,7 +37,7 @@ AXES = ("replica", "fsdp", "tensor", "context", "expert")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices divide the work, by the size of every axis of the mesh: `config.mesh`. Their product is the devices.
+    """How devices divide the work, by the size of each axis of the mesh, whose product they are: `config.mesh`.
 
     A run may go on under another mesh. `train/sharding.py` says what each axis splits.
     """

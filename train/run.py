@@ -94,8 +94,8 @@ def _require_split(run: Run, mesh: jax.sharding.Mesh) -> None:
             each = f" with {microbatches} train.microbatches each" if microbatches > 1 else ""
             unit = "devices" if parts == mesh.size else "parts of the mesh (replica x fsdp)"
             raise UserError(
-                f"config batch.{where}rows={stage.rows} is not a multiple of the {parts} {unit}{hosts.shown()}{each}; "
-                f"a multiple of {parts * microbatches} is"
+                f"config batch.{where}rows={stage.rows} is not a multiple of the {parts} {unit}"
+                f"{hosts.shown()}{each}; a multiple of {parts * microbatches} is"
             )
         if stage.row_length % context:
             raise UserError(

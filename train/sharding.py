@@ -83,8 +83,8 @@ def _sizes(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:
 def state_shardings(abstract: Any, mesh: Mesh, config: MeshConfig = MeshConfig()) -> Any:  # noqa: B008 (frozen)
     """The layout of every array of the state.
 
-    An axis that was asked for must divide what it splits; where it was left to be filled up, an array that it does not
-    divide is kept whole, and the log says so.
+    An axis that was asked for must divide what it splits; where it was left to be filled up, an array that it does
+    not divide is kept whole, and the log says so.
     """
 
     def one(path: tuple[Any, ...], array: jax.ShapeDtypeStruct) -> NamedSharding:
