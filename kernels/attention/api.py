@@ -5,15 +5,14 @@ heads per key/value head, H head size.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from kernels.attention import gpu, reference, tpu, xla
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
+from kernels.attention.shards import over_devices
+from kernels.dispatch import CONTEXT_AXES, choose, mesh_axes
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,
@@ -51,31 +50,18 @@ def attention(
     Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H). With `soft_cap`, a
     Python number, logits become cap * tanh(logits / cap) (Gemma 2). With `window` a token sees that many tokens of
     the row, itself included; it may be a traced scalar, so that layers of one scan differ in it.
-    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
+    Where the mesh in context has axes `replica`, `fsdp` (batch), `context` (tokens of a row) or `tensor` (heads) that
+    divide B, T or K, each device computes with its part. `implementation` is a name in IMPLEMENTATIONS or auto, which
+    picks by platform (`kernels/dispatch.py`).
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     _check_options(segment_ids_BT, soft_cap, window)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
     name = choose("attention", tuple(IMPLEMENTATIONS), implementation, _refusals(q_BTNH, k_BSKH, v_BSKH, scale))
     attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
-    if name in ("reference", "xla"):
+    if name in ("reference", "xla") and not mesh_axes(CONTEXT_AXES, q_BTNH.shape[1]):  # XLA partitions them itself
         return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window))
-    return AttentionOutput(*_over_mesh(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
-
-
-def _over_mesh(attend: Callable[..., tuple[jax.Array, ...]], q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window):
-    """A kernel on each device's batch entries and key/value heads."""
-    batch, heads = mesh_axes(BATCH_AXES, len(q_BTNH)), mesh_axes(TENSOR_AXES, k_BSKH.shape[2])
-    known = window if isinstance(window, int) else None  # a number would come out of shard_map as an array
-
-    def local(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit):
-        window = limit if known is None else known
-        out_BTNH, lse_BTN, max_logit_N = attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window)
-        return out_BTNH, lse_BTN, jax.lax.pmax(jax.lax.stop_gradient(max_logit_N), batch)
-
-    of_heads = P(batch, None, heads)
-    run = over_mesh(local, (of_heads, of_heads, of_heads, P(batch), P()), (of_heads, of_heads, P(heads)))
-    return run(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window if known is None else None)
+    return AttentionOutput(*over_devices(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
 
 
 def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:

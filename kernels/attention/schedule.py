@@ -11,6 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def own_ids(segment_ids_BS: jax.Array, first: int | jax.Array, T: int) -> jax.Array:
+    """Segment ids of T queries, the first of which is at position `first` of the row."""
+    if isinstance(first, int):
+        return segment_ids_BS[:, first : first + T]
+    return jax.lax.dynamic_slice_in_dim(segment_ids_BS, first, T, 1)
+
+
 class Blocks(NamedTuple):
     """How rows of T tokens are cut: I blocks of t queries, J blocks of s keys."""
 

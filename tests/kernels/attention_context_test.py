@@ -1,0 +1,90 @@
+"""Attention where the mesh axis `context` splits the tokens of a row: one device's results, keys and values gathered."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from cross_entropy_lab import QUICKLY
+
+PROGRAM = """
+    import logging
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from kernels.attention import tpu_blocks
+    from kernels.attention.api import attention
+
+    sizes = tpu_blocks.Sizes  # of the interpreted kernels, so that a stretch has several blocks
+    tpu_blocks.OTHERS = tpu_blocks.Kernels(sizes(128, 128), sizes(256, 128), sizes(128, 128))
+    rng = np.random.default_rng(0)
+    B, N, K, H = 4, 4, 2, 32
+    given = {}
+
+    def inputs(T):
+        q, k, v, dout = (jnp.asarray(rng.standard_normal((B, T, n, H)), jnp.float32) for n in (N, K, K, N))
+        documents = np.arange(T) // np.array([[T // 5], [T // 3], [T - 5], [T]])  # the last row is one document
+        return q, k, v, dout, jnp.asarray(documents)
+
+    def step(q, k, v, dout, ids, window, cap, implementation):
+        def attend(q, k, v):
+            return tuple(attention(q, k, v, segment_ids_BT=ids, window=window, soft_cap=cap,
+                                   implementation=implementation))
+        outputs, pull = jax.vjp(attend, q, k, v)
+        return outputs, pull((dout, dout.mean(-1), jnp.zeros_like(outputs[2])))
+
+    run = jax.jit(step, static_argnums=(6, 7))
+
+    def check(implementation, axes, T=72, window=None, cap=None, split=True):
+        arrays = given[T] = given.get(T) or inputs(T)
+        want = run(*arrays, window, cap, implementation if implementation in ("xla", "reference") else "xla")
+        devices = jax.devices()[: int(np.prod(list(axes.values())))]
+        mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=devices)
+        batch, context, heads = (name if name in axes else None for name in ("fsdp", "context", "tensor"))
+        context = context if split else None
+        heads, rows = NamedSharding(mesh, P(batch, context, heads)), NamedSharding(mesh, P(batch, context))
+        placed = [jax.device_put(a, rows if a is arrays[4] else heads) for a in arrays]
+        with jax.set_mesh(mesh):
+            compiled = run.lower(*placed, window, cap, implementation).compile()
+        got = compiled(*placed, window)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-6 * np.abs(b).max())
+        if split:
+            for a in (got[0][0], *got[1]):
+                assert a.sharding.is_equivalent_to(heads, 4), a.sharding
+            text = compiled.as_text()
+            gathered = [line for line in text.splitlines() if " all-gather(" in line]
+            assert len(gathered) == 3, gathered  # keys, values and segment ids
+            assert text.count(" reduce-scatter(") == 2, text.count(" reduce-scatter(")
+            assert "all-to-all" not in text and "collective-permute" not in text
+"""
+MESHES = "dict(context=2), dict(context=4), dict(fsdp=2, context=2), dict(context=2, tensor=2)"
+
+
+def on_four_devices(calls: str) -> str:
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
+    flags = " ".join(["--xla_force_host_platform_device_count=4", *flags])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    program = textwrap.dedent(PROGRAM) + textwrap.dedent(calls)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_split_rows_give_the_same():
+    """On every mesh, with documents and windows across the ends of stretches: keys and values alone are gathered."""
+    on_four_devices(f"""
+        for axes in ({MESHES}):
+            check("xla", axes, window=jnp.int32(20))
+        check("xla", dict(context=4), cap=4.0)
+        check("xla", dict(context=2), T=150, window=100)  # two blocks of queries a stretch
+        check("reference", dict(fsdp=2, context=2), window=20)
+    """)
+
+
+def test_rows_that_the_axis_does_not_divide_stay_whole():
+    """As with every other axis the log says that its devices compute the same."""
+    said = on_four_devices("""
+        logging.basicConfig(level=logging.WARNING)
+        check("xla", dict(context=4), T=70, split=False)
+    """)
+    assert "mesh axis context (4 devices) does not divide 70, so its devices compute the same" in said
