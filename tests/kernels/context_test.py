@@ -1,4 +1,4 @@
-"""Attention where the mesh axis `context` splits the tokens of a row: one device's results, keys and values gathered."""
+"""Attention and rotation where the mesh axis `context` splits the tokens of a row: results of one device."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ PROGRAM = """
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from kernels.attention import tpu_blocks
     from kernels.attention.api import attention
+    from kernels.rope.api import rotate
 
     sizes = tpu_blocks.Sizes  # of the interpreted kernels, so that a stretch has several blocks
     tpu_blocks.OTHERS = tpu_blocks.Kernels(sizes(128, 128), sizes(256, 128), sizes(128, 128))
@@ -56,6 +57,23 @@ PROGRAM = """
             assert len(gathered) == 3, gathered  # keys, values and segment ids
             assert text.count(" reduce-scatter(") == 2, text.count(" reduce-scatter(")
             assert "all-to-all" not in text and "collective-permute" not in text
+
+    def check_rotation(implementation, axes):
+        x, angles = inputs(72)[0], rng.uniform(0, 6, (B, 72, H // 2))
+        both = lambda x, cos, sin, name: jax.vjp(lambda x: rotate(x, cos, sin, implementation=name), x)
+        run = jax.jit(lambda x, cos, sin, dy, name: (lambda y, pull: (y, *pull(dy)))(*both(x, cos, sin, name)),
+                      static_argnums=4)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        want = run(x, cos, sin, x[::-1], "reference")
+        mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes))
+        layout = NamedSharding(mesh, P(None, "context"))
+        args = [jax.device_put(a, layout) for a in (x, cos, sin, x[::-1])]
+        with jax.set_mesh(mesh):
+            compiled = run.lower(*args, implementation).compile()
+        for a, b in zip(compiled(*args), want):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-6 * np.abs(b).max())
+            assert a.sharding.is_equivalent_to(layout, 4), a.sharding
+        assert "all-gather" not in compiled.as_text()
 """
 MESHES = "dict(context=2), dict(context=4), dict(fsdp=2, context=2), dict(context=2, tensor=2)"
 
@@ -88,3 +106,10 @@ def test_rows_that_the_axis_does_not_divide_stay_whole():
         check("xla", dict(context=4), T=70, split=False)
     """)
     assert "mesh axis context (4 devices) does not divide 70, so its devices compute the same" in said
+
+
+def test_rotation_of_split_rows_is_the_same():
+    on_four_devices("""
+        for implementation in ("xla", "tpu_interpret"):
+            check_rotation(implementation, dict(context=4))
+    """)
