@@ -5,6 +5,7 @@ heads per key/value head, H head size.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from kernels.attention import gpu, reference, tpu, xla
 from kernels.attention.shards import over_devices
-from kernels.dispatch import CONTEXT_AXES, choose, mesh_axes
+from kernels.dispatch import CONTEXT_AXES, choose, free_axes, mesh_axes
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,
@@ -57,9 +58,11 @@ def attention(
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     _check_options(segment_ids_BT, soft_cap, window)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, _refusals(q_BTNH, k_BSKH, v_BSKH, scale))
+    context = mesh_axes(CONTEXT_AXES, q_BTNH.shape[1])
+    refusals = _refusals(q_BTNH, k_BSKH, v_BSKH, scale, context)
+    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, refusals)
     attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
-    if name in ("reference", "xla") and not mesh_axes(CONTEXT_AXES, q_BTNH.shape[1]):  # XLA partitions them itself
+    if name in ("reference", "xla") and not context:  # XLA partitions them itself
         return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window))
     return AttentionOutput(*over_devices(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
 
@@ -87,7 +90,7 @@ def _check_options(segment_ids_BT, soft_cap, window) -> None:
         raise ValueError(f"attention: window={window} should be 1 or more, for a token sees itself")
 
 
-def _refusals(q_BTNH, k_BSKH, v_BSKH, scale) -> dict[str, str | None]:
+def _refusals(q_BTNH, k_BSKH, v_BSKH, scale, context) -> dict[str, str | None]:
     """What it is in the arguments, or in the device, that each platform's kernel cannot take."""
     dtypes = [str(a.dtype) for a in (q_BTNH, k_BSKH, v_BSKH)]
     if len(set(dtypes)) > 1 or dtypes[0] not in ("float32", "bfloat16"):
@@ -95,4 +98,6 @@ def _refusals(q_BTNH, k_BSKH, v_BSKH, scale) -> dict[str, str | None]:
         return dict.fromkeys(KERNELS, f"takes float32 or bfloat16, not queries, keys and values in {given}")
     if not scale > 0:
         return dict.fromkeys(KERNELS, f"takes a scale above 0, not {scale}")
-    return {platform: kernel.refusal(q_BTNH, k_BSKH) for platform, kernel in KERNELS.items()}
+    (B, T, *heads), sizes = q_BTNH.shape, free_axes()
+    stretch = jax.ShapeDtypeStruct((B, T // math.prod(sizes[name] for name in context), *heads), q_BTNH.dtype)
+    return {platform: kernel.refusal(stretch, k_BSKH) for platform, kernel in KERNELS.items()}

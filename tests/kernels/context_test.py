@@ -99,6 +99,13 @@ def test_split_rows_give_the_same():
     """)
 
 
+def test_kernels_give_the_same_of_split_rows():
+    on_four_devices("""
+        check("tpu_interpret", dict(context=2, tensor=2), T=600, window=jnp.int32(250))  # a stretch has three blocks
+        check("tpu_interpret", dict(fsdp=2, context=2), cap=4.0)
+    """)
+
+
 def test_rows_that_the_axis_does_not_divide_stay_whole():
     """As with every other axis the log says that its devices compute the same."""
     said = on_four_devices("""
