@@ -103,6 +103,7 @@ def test_kernels_give_the_same_of_split_rows():
     on_four_devices("""
         check("tpu_interpret", dict(context=2, tensor=2), T=600, window=jnp.int32(250))  # a stretch has three blocks
         check("tpu_interpret", dict(fsdp=2, context=2), cap=4.0)
+        check("gpu_interpret", dict(context=4), window=30)
     """)
 
 
