@@ -40,7 +40,7 @@ def compile_kernel(kernel, chip: str, blocks: Blocks, H: int, folder) -> bundles
         jax.ShapeDtypeStruct(shapes[kind], "float32" if kind == "rows" else "bfloat16")
         for kind in tpu_kernels.KINDS[kernel][0]
     ]
-    run = lambda ids, *arrays: tpu._call(kernel, settings, (ids, None), *arrays)  # noqa: E731
+    run = lambda ids, *arrays: tpu._call(kernel, settings, tpu_kernels.Masks(ids), *arrays)  # noqa: E731
     try:
         compile_for_chip(chip, run, jax.ShapeDtypeStruct((1, T), "int32"), *arrays)
     except jax.errors.JaxRuntimeError as error:

@@ -71,7 +71,7 @@ def main() -> None:
             without = schedules(chip, ours, folder)
         splash = schedules(chip, theirs, folder)
         with jax.sharding.use_abstract_mesh(make_mesh(devices=topology_devices(CHIPS[chip])[:1]).abstract_mesh):
-            cuts = tpu_blocks.cut(T, tpu_blocks.Heads(N // K, H, itemsize=2))
+            cuts = tpu_blocks.cut(T, T, tpu_blocks.Heads(N // K, H, itemsize=2))
         for part, schedule in kernels.items():
             blocks = getattr(cuts, part)
             X, (plain, masked) = blocks.t * N // K, schedule.products

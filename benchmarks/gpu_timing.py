@@ -89,7 +89,7 @@ def compiled(kernel, settings, tiles: list[Tile], arrays) -> dict[str, tuple[Any
     """Those of the tiles that compile and run, by name."""
 
     def one(tile: Tile) -> dict[str, tuple[Any, tuple]]:
-        run = jax.jit(lambda *arrays: gpu._call(kernel, settings, tile, (None, None, None), *arrays))
+        run = jax.jit(lambda *arrays: gpu._call(kernel, settings, tile, None, gpu.Masks(), *arrays))
         return working(str(tuple(tile)), run, arrays)
 
     with ThreadPoolExecutor(8) as pool:

@@ -16,9 +16,10 @@ from jax.sharding import AxisType
 
 from core.errors import UserError
 
-# Mesh axes that split a batch, and those that split heads or a vocabulary.
+# Mesh axes that split a batch, those that split heads or a vocabulary, and those that split the tokens of a row.
 BATCH_AXES = ("replica", "fsdp")
 TENSOR_AXES = ("tensor",)
+CONTEXT_AXES = ("context",)
 KERNELS = ("tpu", "gpu")
 LEAST_CAPABILITY = 8.0  # bfloat16 on tensor cores
 

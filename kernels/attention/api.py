@@ -5,15 +5,15 @@ heads per key/value head, H head size.
 """
 
 import functools
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from kernels.attention import gpu, reference, tpu, xla
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, choose, mesh_axes, over_mesh
+from kernels.attention.shards import over_devices
+from kernels.dispatch import CONTEXT_AXES, choose, free_axes, mesh_axes
 
 IMPLEMENTATIONS = {
     "reference": reference.attention,
@@ -51,31 +51,20 @@ def attention(
     Query head n reads key/value head n // G. `scale` is a Python number, by default 1 / sqrt(H). With `soft_cap`, a
     Python number, logits become cap * tanh(logits / cap) (Gemma 2). With `window` a token sees that many tokens of
     the row, itself included; it may be a traced scalar, so that layers of one scan differ in it.
-    `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform (`kernels/dispatch.py`).
+    Where the mesh in context has axes `replica`, `fsdp` (batch), `context` (tokens of a row) or `tensor` (heads) that
+    divide B, T or K, each device computes with its part. `implementation` is a name in IMPLEMENTATIONS or auto, which
+    picks by platform (`kernels/dispatch.py`).
     """
     _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
     _check_options(segment_ids_BT, soft_cap, window)
     scale = q_BTNH.shape[-1] ** -0.5 if scale is None else float(scale)
-    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, _refusals(q_BTNH, k_BSKH, v_BSKH, scale))
+    context = mesh_axes(CONTEXT_AXES, q_BTNH.shape[1])
+    refusals = _refusals(q_BTNH, k_BSKH, v_BSKH, scale, context)
+    name = choose("attention", tuple(IMPLEMENTATIONS), implementation, refusals)
     attend = functools.partial(IMPLEMENTATIONS[name], scale=scale, soft_cap=soft_cap)
-    if name in ("reference", "xla"):
+    if name in ("reference", "xla") and not context:  # XLA partitions them itself
         return AttentionOutput(*attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window))
-    return AttentionOutput(*_over_mesh(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
-
-
-def _over_mesh(attend: Callable[..., tuple[jax.Array, ...]], q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window):
-    """A kernel on each device's batch entries and key/value heads."""
-    batch, heads = mesh_axes(BATCH_AXES, len(q_BTNH)), mesh_axes(TENSOR_AXES, k_BSKH.shape[2])
-    known = window if isinstance(window, int) else None  # a number would come out of shard_map as an array
-
-    def local(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit):
-        window = limit if known is None else known
-        out_BTNH, lse_BTN, max_logit_N = attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window=window)
-        return out_BTNH, lse_BTN, jax.lax.pmax(jax.lax.stop_gradient(max_logit_N), batch)
-
-    of_heads = P(batch, None, heads)
-    run = over_mesh(local, (of_heads, of_heads, of_heads, P(batch), P()), (of_heads, of_heads, P(heads)))
-    return run(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window if known is None else None)
+    return AttentionOutput(*over_devices(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window))
 
 
 def _check_shapes(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT) -> None:
@@ -101,7 +90,7 @@ def _check_options(segment_ids_BT, soft_cap, window) -> None:
         raise ValueError(f"attention: window={window} should be 1 or more, for a token sees itself")
 
 
-def _refusals(q_BTNH, k_BSKH, v_BSKH, scale) -> dict[str, str | None]:
+def _refusals(q_BTNH, k_BSKH, v_BSKH, scale, context) -> dict[str, str | None]:
     """What it is in the arguments, or in the device, that each platform's kernel cannot take."""
     dtypes = [str(a.dtype) for a in (q_BTNH, k_BSKH, v_BSKH)]
     if len(set(dtypes)) > 1 or dtypes[0] not in ("float32", "bfloat16"):
@@ -109,4 +98,6 @@ def _refusals(q_BTNH, k_BSKH, v_BSKH, scale) -> dict[str, str | None]:
         return dict.fromkeys(KERNELS, f"takes float32 or bfloat16, not queries, keys and values in {given}")
     if not scale > 0:
         return dict.fromkeys(KERNELS, f"takes a scale above 0, not {scale}")
-    return {platform: kernel.refusal(q_BTNH, k_BSKH) for platform, kernel in KERNELS.items()}
+    (B, T, *heads), sizes = q_BTNH.shape, free_axes()
+    stretch = jax.ShapeDtypeStruct((B, T // math.prod(sizes[name] for name in context), *heads), q_BTNH.dtype)
+    return {platform: kernel.refusal(stretch, k_BSKH) for platform, kernel in KERNELS.items()}

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from kernels.attention.gpu_kernels import Settings, Tile, forward, key_gradient, query_gradient
+from kernels.attention.gpu_kernels import Masks, Settings, Tile, forward, key_gradient, query_gradient
 from kernels.attention.residuals import named
 from kernels.attention.schedule import Blocks, visible_pairs
 from kernels.dispatch import gpu_refusal, target
@@ -55,24 +55,28 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
 
 
 def attention(
-    q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False, tiles=None
+    q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, scale, soft_cap=None, window=None, *, first=0, interpret=False, tiles=None
 ):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
-    T, N, H = q_BTNH.shape[1:]
+    (T, N, H), S = q_BTNH.shape[1:], k_BSKH.shape[1]
     width = max(LEAST, 1 << (H - 1).bit_length())
-    tiles = _fit(tiles or _tiles(width, q_BTNH.dtype), T)
+    tiles = _fit(tiles or _tiles(width, q_BTNH.dtype), T, S)
     block = max(max(tile.t, tile.s) for tile in tiles)
-    rest = -T % block  # padded tokens come last: no other sees them
+    # Padded tokens come last: no other sees them. The padded queries of a stretch have keys too, wherever it begins.
+    rest_T = -T % block
+    rest_S = -(S + rest_T) % block + rest_T
+    rests = (q_BTNH, rest_T), (k_BSKH, rest_S), (v_BSKH, rest_S)
     q_BTNH, k_BSKH, v_BSKH = (
-        jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, width - H))) if rest or width > H else a
-        for a in (q_BTNH, k_BSKH, v_BSKH)
+        jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, width - H))) if rest or width > H else a for a, rest in rests
     )
-    if segment_ids_BT is not None:
-        segment_ids_BT = jnp.pad(jnp.asarray(segment_ids_BT, jnp.int32), ((0, 0), (0, rest)), mode="edge")
+    if segment_ids_BS is not None:
+        segment_ids_BS = jnp.pad(jnp.asarray(segment_ids_BS, jnp.int32), ((0, 0), (0, rest_S)), mode="edge")
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None else jnp.asarray(window, jnp.int32).reshape(1)
+    first_1 = None if T == S else jnp.asarray(first, jnp.int32).reshape(1)
     settings = Settings(scale, soft_cap, T, N // k_BSKH.shape[2], q_BTNH.dtype == jnp.float32, interpret)
-    out_BTNH, lse_BNT, max_logit_N = _attend(settings, tiles, known, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1)
+    masks = Masks(limit_1, segment_ids_BS, first_1)
+    out_BTNH, lse_BNT, max_logit_N = _attend(settings, tiles, known, q_BTNH, k_BSKH, v_BSKH, masks)
     return out_BTNH[:, :T, :, :H], lse_BNT.swapaxes(1, 2)[:, :T], max_logit_N
 
 
@@ -83,52 +87,51 @@ def _tiles(width: int, dtype) -> Tiles:
     return table[max(width, 64)]
 
 
-def _fit(tiles: Tiles, T: int) -> Tiles:
-    """Blocks no longer than a short row needs."""
-    most = max(LEAST, 1 << (T - 1).bit_length())
-    return Tiles(*(tile._replace(t=min(tile.t, most), s=min(tile.s, most)) for tile in tiles))
+def _fit(tiles: Tiles, T: int, S: int) -> Tiles:
+    """Blocks no longer than few queries, or a short row, need."""
+    most_t, most_s = (max(LEAST, 1 << (length - 1).bit_length()) for length in (T, S))
+    return Tiles(*(tile._replace(t=min(tile.t, most_t), s=min(tile.s, most_s)) for tile in tiles))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1):
-    return _forward(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1)[0]
+def _attend(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, masks):
+    return _forward(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, masks)[0]
 
 
-def _forward(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1):
+def _forward(settings, tiles, window, q_BTNH, k_BSKH, v_BSKH, masks):
     """((out_BTNH, lse_BNT, max_logit_N), residuals)."""
-    masks = window, segment_ids_BT, limit_1
-    out_BTNH, lse_BNT, top_BNI = _call(forward, settings, tiles.forward, masks, q_BTNH, k_BSKH, v_BSKH)
+    out_BTNH, lse_BNT, top_BNI = _call(forward, settings, tiles.forward, window, masks, q_BTNH, k_BSKH, v_BSKH)
     max_logit_N = settings.scale * top_BNI.max((0, 2))
     out_BTNH, lse_BNT = named(out_BTNH, lse_BNT)
-    return (out_BTNH, lse_BNT, max_logit_N), (q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1, out_BTNH, lse_BNT)
+    return (out_BTNH, lse_BNT, max_logit_N), (q_BTNH, k_BSKH, v_BSKH, masks, out_BTNH, lse_BNT)
 
 
 def _backward(settings, tiles, window, residuals, cotangents):
     """Gradients of queries, keys and values; the maximum has none."""
-    q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, limit_1, out_BTNH, lse_BNT = residuals
+    q_BTNH, k_BSKH, v_BSKH, masks, out_BTNH, lse_BNT = residuals
     dout_BTNH, dlse_BNT, _ = cotangents
-    masks = window, segment_ids_BT, limit_1
     dot_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1)
     dot_BNT = dot_BTN.swapaxes(1, 2) - dlse_BNT  # d lse / d logit is the weight
     arrays = q_BTNH, dout_BTNH, k_BSKH, v_BSKH, lse_BNT, dot_BNT
-    (dq_BTNH,) = _call(query_gradient, settings, tiles.query_gradient, masks, *arrays)
-    dk_BSKH, dv_BSKH = _call(key_gradient, settings, tiles.key_gradient, masks, *arrays)
-    return dq_BTNH, dk_BSKH, dv_BSKH, None, None
+    (dq_BTNH,) = _call(query_gradient, settings, tiles.query_gradient, window, masks, *arrays)
+    dk_BSKH, dv_BSKH = _call(key_gradient, settings, tiles.key_gradient, window, masks, *arrays)
+    return dq_BTNH, dk_BSKH, dv_BSKH, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(kernel, settings: Settings, tile: Tile, masks, *arrays):
-    """Runs a kernel for every block, head and batch entry; returns a tuple."""
-    window, segment_ids_BT, limit_1 = masks
+def _call(kernel, settings: Settings, tile: Tile, window: int | None, masks: Masks, *arrays):
+    """Runs a kernel for every block, head and batch entry; `window` is the one of `masks` where it is known."""
     by_key = kernel is key_gradient
     q_BTNH, k_BSKH = arrays[0], arrays[1 if kernel is forward else 2]
-    (B, T, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
-    blocks = Blocks(tile.t, tile.s, T // tile.t, T // tile.s)
-    spans = _spans(blocks, segment_ids_BT, window if limit_1 is None or window is not None else limit_1[0], by_key)
+    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    blocks = Blocks(tile.t, tile.s, T // tile.t, S // tile.s)
+    window = window if masks.limit_1 is None or window is not None else masks.limit_1[0]
+    first = None if masks.first_1 is None else masks.first_1[0]
+    spans = _spans(blocks, masks.segment_ids_BS, window, by_key, first)
     count = blocks.J if by_key else blocks.I
-    query, key, rows = _specs(tile, count, settings.heads, T, H, by_key)
+    query, key, rows = _specs(tile, count, settings.heads, T, S, H, by_key)
 
     def own(n):  # which block program n has
         return n if by_key else count - 1 - n
@@ -136,8 +139,11 @@ def _call(kernel, settings: Settings, tile: Tile, masks, *arrays):
     entry = (lambda n, _, b: (b, own(n), 0)) if len(spans) > 1 else (lambda n, *_: (0, own(n), 0))
     in_specs = [
         pl.BlockSpec((None, None, 4), entry),
-        None if limit_1 is None else pl.BlockSpec((1,), lambda *_: (0,)),
-        None if segment_ids_BT is None else pl.BlockSpec((None, T), lambda _n, _h, b: (b, 0)),
+        Masks(
+            None if masks.limit_1 is None else pl.BlockSpec((1,), lambda *_: (0,)),
+            None if masks.segment_ids_BS is None else pl.BlockSpec((None, S), lambda _n, _h, b: (b, 0)),
+            None if masks.first_1 is None else pl.BlockSpec((1,), lambda *_: (0,)),
+        ),
         *([query, key, key] if kernel is forward else [query, query, key, key, rows, rows]),
     ]
     like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)  # noqa: E731
@@ -156,10 +162,10 @@ def _call(kernel, settings: Settings, tile: Tile, masks, *arrays):
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         name=f"attention_{kernel.__name__}",
         interpret=settings.interpret,
-    )(spans, limit_1, segment_ids_BT, *arrays)
+    )(spans, masks, *arrays)
 
 
-def _specs(tile: Tile, count: int, G: int, T: int, H: int, by_key: bool):
+def _specs(tile: Tile, count: int, G: int, T: int, S: int, H: int, by_key: bool):
     """What a program may read of the queries, of the keys, and of rows [B, N, T]."""
     if by_key:  # all queries of G heads, one block of keys
         return (
@@ -169,26 +175,28 @@ def _specs(tile: Tile, count: int, G: int, T: int, H: int, by_key: bool):
         )
     return (
         pl.BlockSpec((None, tile.t, None, H), lambda n, h, b: (b, count - 1 - n, h, 0)),
-        pl.BlockSpec((None, T, None, H), lambda _, h, b: (b, 0, jax.lax.div(h, G), 0)),
+        pl.BlockSpec((None, S, None, H), lambda _, h, b: (b, 0, jax.lax.div(h, G), 0)),
         pl.BlockSpec((None, None, tile.t), lambda n, h, b: (b, h, count - 1 - n)),
     )
 
 
-def _spans(blocks: Blocks, segment_ids_BT, window, by_key: bool) -> jax.Array:
+def _spans(blocks: Blocks, segment_ids_BS, window, by_key: bool, first=None) -> jax.Array:
     """int32 [B or 1, own blocks, 4]: the others that a block sees lie in [first, end), and of those in
     [whole first, whole end) every pair of tokens is seen."""
-    visible, whole = visible_pairs(blocks, segment_ids_BT, window)
+    visible, whole = visible_pairs(blocks, segment_ids_BS, window, first)
     if by_key:
         visible, whole = visible.swapaxes(1, 2), whole.swapaxes(1, 2)
     module = np if isinstance(visible, np.ndarray) else jnp
     place = np.arange(visible.shape[2])
-    first, end = module.argmax(visible, 2), visible.shape[2] - module.argmax(visible[..., ::-1], 2)
+    begin, end = module.argmax(visible, 2), visible.shape[2] - module.argmax(visible[..., ::-1], 2)
+    if first is not None:  # a block of keys may be seen by no query
+        end = module.where(visible.any(2), end, 0)
     whole = whole & visible
     whole_end = module.max(module.where(whole, place + 1, 0), 2)
     broken = ~whole & (place < whole_end[..., None])  # ids in no order: the last stretch counts
     whole_first = module.max(module.where(broken, place + 1, 0), 2)
-    whole_first = module.maximum(module.minimum(whole_first, whole_end), first)
-    return jnp.asarray(module.stack([first, whole_first, module.maximum(whole_end, whole_first), end], -1), jnp.int32)
+    whole_first = module.maximum(module.minimum(whole_first, whole_end), begin)
+    return jnp.asarray(module.stack([begin, whole_first, module.maximum(whole_end, whole_first), end], -1), jnp.int32)
 
 
 def _float32(*shape):

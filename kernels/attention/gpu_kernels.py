@@ -27,22 +27,30 @@ class Tile(NamedTuple):
     stages: int  # of the pipeline that loads blocks
 
 
+class Masks(NamedTuple):
+    """What a token may see beside causality, as int32 arrays or, in a kernel, as references to them."""
+
+    limit_1: jax.Array | None = None  # the window
+    segment_ids_BS: jax.Array | None = None  # of the row
+    first_1: jax.Array | None = None  # position of the first query, where they are a stretch of the row
+
+
 class Settings(NamedTuple):
     """What a kernel is compiled for."""
 
     scale: float
     soft_cap: float | None
-    length: int  # tokens of a row before it was padded
+    length: int  # queries of a row before it was padded
     heads: int  # query heads of a key/value head, G
     exact: bool  # for float32: no step may lose bits
     interpret: bool
 
 
-def forward(settings, tile, spans_ref, limit_ref, ids_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, top_ref) -> None:
+def forward(settings, tile, spans_ref, masks, q_ref, k_ref, v_ref, out_ref, lse_ref, top_ref) -> None:
     """The mixed values of a block of queries, their log-sum-exp, and the largest bare logit among them."""
     i = pl.num_programs(0) - 1 - pl.program_id(0)  # the blocks that see most come first
     row_t = _positions(i, tile.t)
-    visible = _visibility(limit_ref, ids_ref, row_t[:, None])
+    visible = _visibility(masks, row_t[:, None])
     q_tH = q_ref[...]
 
     def visit(j, carry, masked):
@@ -73,12 +81,10 @@ def forward(settings, tile, spans_ref, limit_ref, ids_ref, q_ref, k_ref, v_ref, 
     top_ref[...] = jnp.max(jnp.where(row_t < settings.length, top_t, -jnp.inf))
 
 
-def query_gradient(
-    settings, tile, spans_ref, limit_ref, ids_ref, q_ref, dout_ref, k_ref, v_ref, lse_ref, dot_ref, dq_ref
-) -> None:
+def query_gradient(settings, tile, spans_ref, masks, q_ref, dout_ref, k_ref, v_ref, lse_ref, dot_ref, dq_ref) -> None:
     """The gradient of a block of queries."""
     i = pl.num_programs(0) - 1 - pl.program_id(0)
-    visible = _visibility(limit_ref, ids_ref, _positions(i, tile.t)[:, None])
+    visible = _visibility(masks, _positions(i, tile.t)[:, None])
     q_tH, dout_tH = q_ref[...], dout_ref[...]
     lse_t1, dot_t1 = (lse_ref[...] * LOG2E)[:, None], dot_ref[...][:, None]
 
@@ -96,11 +102,11 @@ def query_gradient(
 
 
 def key_gradient(
-    settings, tile, spans_ref, limit_ref, ids_ref, q_ref, dout_ref, k_ref, v_ref, lse_ref, dot_ref, dk_ref, dv_ref
+    settings, tile, spans_ref, masks, q_ref, dout_ref, k_ref, v_ref, lse_ref, dot_ref, dk_ref, dv_ref
 ) -> None:
     """The gradients of a block of keys and of values, summed over the G query heads in their order."""
     j = pl.program_id(0)  # the blocks that most queries see come first
-    visible = _visibility(limit_ref, ids_ref, _positions(j, tile.s)[:, None], of_keys=True)
+    visible = _visibility(masks, _positions(j, tile.s)[:, None], of_keys=True)
     k_sH, v_sH = k_ref[...], v_ref[...]
 
     def visit(i, carry, masked, g):
@@ -136,12 +142,16 @@ def _visit_all(spans_ref, visit: Callable, carry):
     return jax.lax.fori_loop(first, end - whole, masked, carry)
 
 
-def _visibility(limit_ref, ids_ref, own, of_keys: bool = False) -> Callable[[jax.Array], jax.Array]:
-    """Which pairs of own positions, a column, and others, a row, may be seen."""
+def _visibility(masks: Masks, own, of_keys: bool = False) -> Callable[[jax.Array], jax.Array]:
+    """Which pairs of own tokens, a column, and others, a row, may be seen; queries count from the first here."""
+    limit_ref, ids_ref, first_ref = masks
+    first = None if first_ref is None else first_ref[0]
     limit = None if limit_ref is None else limit_ref[0]
+    own = own if of_keys else _moved(own, first)
     own_ids = None if ids_ref is None else ids_ref[own[:, 0]][:, None]
 
     def visible(other):
+        other = _moved(other, first) if of_keys else other
         distance = other - own if of_keys else own - other
         seen = distance >= 0
         if limit is not None:
@@ -151,6 +161,11 @@ def _visibility(limit_ref, ids_ref, own, of_keys: bool = False) -> Callable[[jax
         return seen
 
     return visible
+
+
+def _moved(queries, first):
+    """Their positions in the row."""
+    return queries if first is None else queries + first
 
 
 def _positions(block, size: int):

@@ -3,21 +3,27 @@
 import jax
 import jax.numpy as jnp
 
+from kernels.attention.schedule import own_ids
 
-def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None):
-    """Softmax attention through explicit logits; returns (out_BTNH, lse_BTN, max_logit_N)."""
+
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, scale, soft_cap=None, window=None, *, first=0):
+    """Softmax attention through explicit logits; returns (out_BTNH, lse_BTN, max_logit_N).
+
+    Queries may be a stretch of the row, from position `first` on, which may be traced.
+    """
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    S, K = k_BSKH.shape[1:3]
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)  # float64 stays float64
     q_BTKGH = q_BTNH.astype(dtype).reshape(B, T, K, N // K, H)
     k_BSKH, v_BSKH_wide = k_BSKH.astype(dtype), v_BSKH.astype(dtype)
 
     logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, precision="highest") * scale
-    visible_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
-    if segment_ids_BT is not None:
-        visible_BTS = visible_BTS & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+    distance_TS = first + jnp.arange(T)[:, None] - jnp.arange(S)
+    visible_BTS = (distance_TS >= 0)[None]
+    if segment_ids_BS is not None:
+        segment_ids_BT = own_ids(segment_ids_BS, first, T)
+        visible_BTS = visible_BTS & (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :])
     if window is not None:
-        distance_TS = jnp.arange(T)[:, None] - jnp.arange(T)
         visible_BTS = visible_BTS & (distance_TS < window)
     visible_BKGTS = visible_BTS[:, None, None]
     max_logit_N = jax.lax.stop_gradient(jnp.where(visible_BKGTS, logits_BKGTS, -jnp.inf)).max((0, 3, 4)).reshape(N)

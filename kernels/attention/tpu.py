@@ -17,11 +17,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import tpu_blocks
 from kernels.attention.residuals import named
-from kernels.attention.schedule import Blocks, by_key, by_query
+from kernels.attention.schedule import Blocks, by_key, by_query, own_ids
 from kernels.attention.tpu_blocks import LANES
 from kernels.attention.tpu_kernels import (
     KINDS,
     STAYS,
+    Masks,
     Settings,
     forward,
     key_gradient,
@@ -32,34 +33,38 @@ from kernels.attention.tpu_kernels import (
 )
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, scale, soft_cap=None, window=None, *, interpret=False):
+def attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, scale, soft_cap=None, window=None, *, first=0, interpret=False):
     """Returns (out_BTNH, lse_BTN, max_logit_N); with `interpret` computed step by step, on any platform."""
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    S, K = k_BSKH.shape[1:3]
     heads = _heads(q_BTNH, k_BSKH)
-    cuts = tpu_blocks.cut(T, heads)
-    rest = cuts.forward.t * cuts.forward.I - T
-    q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a in (q_BTNH, k_BSKH, v_BSKH))
-    if segment_ids_BT is not None:
-        segment_ids_BT = jnp.pad(jnp.asarray(segment_ids_BT, jnp.int32), ((0, 0), (0, rest)), mode="edge")
+    cuts = tpu_blocks.cut(T, S, heads)
+    rest_T, rest_S = cuts.forward.t * cuts.forward.I - T, cuts.forward.s * cuts.forward.J - S
+    rests = (q_BTNH, rest_T), (k_BSKH, rest_S), (v_BSKH, rest_S)
+    q_BTNH, k_BSKH, v_BSKH = (jnp.pad(a, ((0, 0), (0, rest), (0, 0), (0, 0))) for a, rest in rests)
+    if segment_ids_BS is not None:
+        segment_ids_BS = jnp.pad(jnp.asarray(segment_ids_BS, jnp.int32), ((0, 0), (0, rest_S)), mode="edge")
     q_BKGTH = q_BTNH.reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = (a.transpose(0, 2, 1, 3) for a in (k_BSKH, v_BSKH))
     known = window if isinstance(window, int) else None
     limit_1 = None if window is None or known is not None else jnp.asarray(window, jnp.int32)[None]
+    first_1 = None if T == S else jnp.asarray(first, jnp.int32).reshape(1)
     attend = functools.partial(_attend, Settings(scale, soft_cap, known, cuts, T, tpu_blocks.vmem_bytes(), interpret))
-    if B * tpu_blocks.pairs_of_blocks(T, heads) > tpu_blocks.MOST_STEPS:  # the list of them would not fit
-        rows = (a if a is None else a[:, None] for a in (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT))
-        out_BKGTH, lse_BKGT, max_logit_BKG = jax.lax.map(lambda row: attend(*row, limit_1), tuple(rows))
+    if B * tpu_blocks.pairs_of_blocks(T, S, heads) > tpu_blocks.MOST_STEPS:  # the list of them would not fit
+        rows = (a if a is None else a[:, None] for a in (q_BKGTH, k_BKSH, v_BKSH, segment_ids_BS))
+        out_BKGTH, lse_BKGT, max_logit_BKG = jax.lax.map(
+            lambda row: attend(*row[:3], Masks(row[3], limit_1, first_1)), tuple(rows)
+        )
         out_BKGTH, lse_BKGT, max_logit_KG = out_BKGTH[:, 0], lse_BKGT[:, 0], max_logit_BKG.max(0)
     else:
-        out_BKGTH, lse_BKGT, max_logit_KG = attend(q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)
+        out_BKGTH, lse_BKGT, max_logit_KG = attend(q_BKGTH, k_BKSH, v_BKSH, Masks(segment_ids_BS, limit_1, first_1))
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
     return out_BTNH, lse_BKGT.reshape(B, N, -1).swapaxes(1, 2)[:, :T], max_logit_KG.reshape(N)
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array) -> str | None:
     """What it is in the shapes that the kernel cannot take."""
-    return tpu_blocks.refusal(q_BTNH.shape[1], _heads(q_BTNH, k_BSKH))
+    return tpu_blocks.refusal(q_BTNH.shape[1], k_BSKH.shape[1], _heads(q_BTNH, k_BSKH))
 
 
 def _heads(q_BTNH, k_BSKH) -> tpu_blocks.Heads:
@@ -67,28 +72,27 @@ def _heads(q_BTNH, k_BSKH) -> tpu_blocks.Heads:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
-    return _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1)[0]
+def _attend(settings, q_BKGTH, k_BKSH, v_BKSH, masks):
+    return _forward(settings, q_BKGTH, k_BKSH, v_BKSH, masks)[0]
 
 
-def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1):
+def _forward(settings, q_BKGTH, k_BKSH, v_BKSH, masks):
     """((out_BKGTH, lse_BKGT, max_logit_KG), residuals)."""
-    masks = segment_ids_BT, limit_1
     out_BKGTH, lse_BKGT, top_BKGl = _call(forward, settings, masks, q_BKGTH, k_BKSH, v_BKSH)
     max_logit_KG = settings.scale * top_BKGl[..., 0].max(0)
     out_BKGTH, lse_BKGT = named(out_BKGTH, lse_BKGT)
-    return (out_BKGTH, lse_BKGT, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, *masks, out_BKGTH, lse_BKGT)
+    return (out_BKGTH, lse_BKGT, max_logit_KG), (q_BKGTH, k_BKSH, v_BKSH, masks, out_BKGTH, lse_BKGT)
 
 
 def _backward(settings, residuals, cotangents):
     """Gradients of queries, keys and values, each block summed in one order; the maximum has none."""
-    q_BKGTH, k_BKSH, v_BKSH, segment_ids_BT, limit_1, out_BKGTH, lse_BKGT = residuals
-    (dout_BKGTH, dlse_BKGT, _), masks = cotangents, (segment_ids_BT, limit_1)
+    q_BKGTH, k_BKSH, v_BKSH, masks, out_BKGTH, lse_BKGT = residuals
+    dout_BKGTH, dlse_BKGT, _ = cotangents
     dot_BKGT = jnp.sum(dout_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), -1) - dlse_BKGT
     arrays = q_BKGTH, dout_BKGTH, k_BKSH, v_BKSH, lse_BKGT, dot_BKGT
     (dq_BKGTH,) = _call(query_gradient, settings, masks, *arrays)
     dk_BKSH, dv_BKSH = _call(key_gradient, settings, masks, *arrays)
-    return dq_BKGTH, dk_BKSH, dv_BKSH, None, None
+    return dq_BKGTH, dk_BKSH, dv_BKSH, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -96,23 +100,25 @@ _attend.defvjp(_forward, _backward)
 
 def _call(kernel, settings, masks, *arrays):
     """Runs a kernel over its schedule; returns a tuple."""
-    segment_ids_BT, limit_1 = masks
-    has_ids, has_limit = segment_ids_BT is not None, limit_1 is not None
+    segment_ids_BS, limit_1, first_1 = masks
     inputs, outputs = KINDS[kernel]
     queries, keys = (arrays[inputs.index(kind)] for kind in ("queries", "keys"))
     (B, K, G, T, H), blocks = queries.shape, getattr(settings.cuts, kernel.__name__)
-    window = settings.window if limit_1 is None else limit_1[0]
-    schedule = (by_query if STAYS[kernel] == "queries" else by_key)(blocks, B, segment_ids_BT, window)
-    prefetched = [schedule.stays_P, schedule.moves_P, *([limit_1] if has_limit else [])]
+    window, first = settings.window if limit_1 is None else limit_1[0], None if first_1 is None else first_1[0]
+    schedule = (by_query if STAYS[kernel] == "queries" else by_key)(blocks, B, segment_ids_BS, window, first)
+    prefetched = [schedule.stays_P, schedule.moves_P, *masks.scalars]
     specs = _specs(kernel, blocks, G, H)
     shapes = {"queries": queries, "keys": keys, "rows": _float32(B, K, G, T), "heads": _float32(B, K, G, LANES)}
-    ids = [segment_ids_BT[:, None]] * 2 if has_ids else []
+    ids = []
+    if segment_ids_BS is not None:
+        key_ids = segment_ids_BS[:, None]
+        ids = [key_ids if first is None else own_ids(segment_ids_BS, first, T)[:, None], key_ids]
     return pl.pallas_call(
-        functools.partial(step, kernel, settings, blocks, G, has_ids, has_limit),
+        functools.partial(step, kernel, settings, blocks, G, Masks(*(a is not None for a in masks))),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(K, schedule.count),
-            in_specs=[specs[kind] for kind in (*inputs, *["query ids", "key ids"] * has_ids)],
+            in_specs=[specs[kind] for kind in (*inputs, *["query ids", "key ids"][: len(ids)])],
             out_specs=tuple(specs[kind] for kind in outputs),
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch(kernel, blocks, G, H)],
         ),

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kernels.attention.schedule import Blocks
+from kernels.attention.schedule import Blocks, most_pairs
 from kernels.dispatch import target
 from kernels.tpu_chips import MIB, chip
 
@@ -38,7 +38,7 @@ SIZES = {  # by JAX's device_kind
 
 
 class Cuts(NamedTuple):
-    """How each kernel cuts rows that are padded to one length."""
+    """How each kernel cuts queries that are padded to one length, and keys."""
 
     forward: Blocks
     query_gradient: Blocks
@@ -53,21 +53,28 @@ class Heads(NamedTuple):
     itemsize: int
 
 
-def cut(T: int, heads: Heads) -> Cuts:
-    """Rows of T tokens in powers of two from 128 on, so that all sizes divide one padded length."""
-    least = _power_of_two(max(T, LANES) * 2 - 1)
+def cut(T: int, S: int, heads: Heads) -> Cuts:
+    """T queries of a row of S tokens in powers of two from 128 on, so that all sizes divide one padded length.
+
+    Keys are padded so far that the padded queries have theirs too, wherever in the row the stretch begins: then every
+    query sees itself, and nothing infinite comes of those that are not there.
+    """
+
+    def least(length: int) -> int:
+        return _power_of_two(max(length, LANES) * 2 - 1)
 
     def fit(sizes: Sizes) -> tuple[int, int]:
-        t = min(least, max(LANES, _power_of_two(sizes.rows // heads.G)), MOST_QUERIES)
-        return t, min(least, sizes.keys, max(LANES, _power_of_two(_most_pairs(heads) // (heads.G * t))))
+        t = min(least(T), max(LANES, _power_of_two(sizes.rows // heads.G)), MOST_QUERIES)
+        return t, min(least(S), sizes.keys, max(LANES, _power_of_two(_most_pairs(heads) // (heads.G * t))))
 
     fits = [fit(sizes) for sizes in SIZES.get(target().kind, OTHERS)]
     most = max(max(sizes) for sizes in fits)
-    padded = -(-T // most) * most
-    return Cuts(*(Blocks(t, s, padded // t, padded // s) for t, s in fits))
+    queries = -(-T // most) * most
+    keys = -(-(S - T + queries) // most) * most
+    return Cuts(*(Blocks(t, s, queries // t, keys // s) for t, s in fits))
 
 
-def refusal(T: int, heads: Heads) -> str | None:
+def refusal(T: int, S: int, heads: Heads) -> str | None:
     """Why even the smallest blocks do not fit, as the end of a sentence."""
     G, H, itemsize = heads
     X = G * LANES
@@ -77,14 +84,16 @@ def refusal(T: int, heads: Heads) -> str | None:
         return (
             f"takes fewer than {G} query heads of size {H} a key/value head within {vmem_bytes() // MIB} MiB of VMEM"
         )
-    if pairs_of_blocks(T, heads) > MOST_STEPS:
-        return f"takes shorter rows than {T:,} tokens"
+    if pairs_of_blocks(T, S, heads) > MOST_STEPS:
+        return f"takes shorter rows than {S:,} tokens"
     return None
 
 
-def pairs_of_blocks(T: int, heads: Heads) -> int:
+def pairs_of_blocks(T: int, S: int, heads: Heads) -> int:
     """Steps that a row may have."""
-    return max(blocks.I * blocks.J // 2 + max(blocks.I, blocks.J) for blocks in cut(T, heads))
+    if T < S:
+        return max(most_pairs(blocks, stretch=True) for blocks in cut(T, S, heads))
+    return max(blocks.I * blocks.J // 2 + max(blocks.I, blocks.J) for blocks in cut(T, S, heads))
 
 
 def vmem_bytes() -> int:

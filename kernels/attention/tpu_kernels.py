@@ -19,6 +19,19 @@ HIDDEN = -1e30  # a logit that may not be seen
 LOG2E = math.log2(math.e)
 
 
+class Masks(NamedTuple):
+    """What a token may see beside causality; int32."""
+
+    segment_ids_BS: jax.Array | None  # of the row
+    limit_1: jax.Array | None = None  # the window, where it is not known when compiled
+    first_1: jax.Array | None = None  # position of the first query, where they are a stretch of the row
+
+    @property
+    def scalars(self) -> list[jax.Array]:
+        """Those that every step reads."""
+        return [a for a in (self.limit_1, self.first_1) if a is not None]
+
+
 class Settings(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -26,7 +39,7 @@ class Settings(NamedTuple):
     soft_cap: float | None
     window: int | None  # where it is known; else it comes as an array
     cuts: Cuts
-    length: int  # tokens of a row before it was padded
+    length: int  # queries of a row before it was padded
     vmem_bytes: int
     interpret: bool
 
@@ -41,7 +54,7 @@ class Block(NamedTuple):
 
     first: jax.Array  # of the steps of the block that stays
     last: jax.Array
-    position: jax.Array  # of its first query
+    position: jax.Array  # of its first query among those that are here
     bias_sX: jax.Array | None  # 0 where a query may see a key, else HIDDEN; None where all may
 
 
@@ -53,19 +66,25 @@ def place(kernel, blocks: Blocks, p, stays_P, moves_P):
     return (b, own, other) if of_queries else (b, other, own)
 
 
-def step(
-    kernel, settings: Settings, blocks: Blocks, G: int, has_ids: bool, has_limit: bool, stays_P, moves_P, *refs
-) -> None:
-    """Runs `kernel` on the pair of blocks of this step; most pairs lie whole before the diagonal and need no mask."""
-    limit_1, refs = (refs[0], refs[1:]) if has_limit else (None, refs)
+def step(kernel, settings: Settings, blocks: Blocks, G: int, has: Masks, stays_P, moves_P, *refs) -> None:
+    """Runs `kernel` on the pair of blocks of this step; most pairs lie whole before the diagonal and need no mask.
+
+    `has` says of each mask whether it comes as an array.
+    """
+    limit_1, refs = (refs[0], refs[1:]) if has.limit_1 else (None, refs)
+    first_1, refs = (refs[0], refs[1:]) if has.first_1 else (None, refs)
     inputs = len(KINDS[kernel][0])
-    ids, refs = (refs[inputs : inputs + 2], refs[:inputs] + refs[inputs + 2 :]) if has_ids else (None, refs)
+    ids, refs = (
+        (refs[inputs : inputs + 2], refs[:inputs] + refs[inputs + 2 :]) if has.segment_ids_BS else (None, refs)
+    )
     p = pl.program_id(1)
     _, i, j = place(kernel, blocks, p, stays_P, moves_P)
     t, s = blocks.t, blocks.s
 
     def bias() -> jax.Array:
         query_1t = i * t + jax.lax.broadcasted_iota(jnp.int32, (1, t), 1)
+        if first_1 is not None:
+            query_1t += first_1[0]
         key_s1 = j * s + jax.lax.broadcasted_iota(jnp.int32, (s, 1), 0)
         seen_st = query_1t >= key_s1
         limit = settings.window if limit_1 is None else limit_1[0]

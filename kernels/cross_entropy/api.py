@@ -56,8 +56,9 @@ def linear_cross_entropy(
     teacher_nats = sum over v of q_v * (lse - logit_v) is the KL divergence from the teacher's distribution q plus the
     entropy of q; `teacher_share` may be traced. A temperature comes from outside: both x divided by it, a share of 1.
 
-    Where the mesh in context has axes `replica`, `fsdp` (batch) or `tensor` (vocabulary) that divide B or V, each
-    device computes with its part. `implementation` is a name in IMPLEMENTATIONS or auto, which picks by platform.
+    Where the mesh in context has axes `replica`, `fsdp` (batch), `context` (tokens of a row) or `tensor` (vocabulary)
+    that divide B, T or V, each device computes with its part. `implementation` is a name in IMPLEMENTATIONS or auto,
+    which picks by platform.
     """
     _check(x_BTD, w_VD, targets_BT, weights_BT)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))

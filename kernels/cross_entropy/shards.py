@@ -1,4 +1,4 @@
-"""An implementation on the devices of a mesh: tokens split over the batch axes, the vocabulary over `tensor`.
+"""An implementation on the devices of a mesh: tokens split over batch and context, vocabulary over `tensor`.
 
 Every device computes with its tokens and its part of the vocabulary; then the maximum, sum and target logit of each
 token, [B, T] in all, are combined over `tensor`, and gradients are summed where what they belong to is whole. Neither
@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from kernels.cross_entropy.problem import Arrays, Head, Output, Settings, TopK, mass, slope, token_loss
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, free_axes, mesh_axes, over_mesh
+from kernels.dispatch import BATCH_AXES, CONTEXT_AXES, TENSOR_AXES, free_axes, mesh_axes, over_mesh
 
 
 class Split(NamedTuple):
     """Mesh axes that hold parts of the arrays; without any, the arrays are whole."""
 
     batch: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()  # of the tokens of a row
     vocabulary: tuple[str, ...] = ()
 
     def first(self, w_VD: jax.Array):
@@ -35,9 +36,10 @@ class Split(NamedTuple):
         """Summed over the parts of the vocabulary."""
         return jax.lax.psum(a, self.vocabulary) if self.vocabulary else a
 
-    def batch_total(self, a: jax.Array) -> jax.Array:
-        """Summed over the parts of the batch."""
-        return jax.lax.psum(a, self.batch) if self.batch else a
+    def token_total(self, a: jax.Array) -> jax.Array:
+        """Summed over the parts of the batch and of its rows."""
+        axes = self.batch + self.context
+        return jax.lax.psum(a, axes) if axes else a
 
 
 class Residuals(NamedTuple):
@@ -60,11 +62,11 @@ class Implementation(NamedTuple):
 
 def run(implementation: Implementation, settings: Settings, arrays: Arrays) -> Output:
     """The loss, differentiable in x and w, on the devices of the mesh in context."""
-    batch = mesh_axes(BATCH_AXES, arrays.x_BTD.shape[0])
+    B, T, _ = arrays.x_BTD.shape
     vocabulary = mesh_axes(TENSOR_AXES, arrays.w_VD.shape[0])
-    by_hand = batch or vocabulary or (implementation.is_kernel and free_axes())
-    split = Split(batch, vocabulary) if by_hand else None
-    return _run(implementation, settings, split, arrays)
+    split = Split(mesh_axes(BATCH_AXES, B), mesh_axes(CONTEXT_AXES, T), vocabulary)
+    by_hand = any(split) or (implementation.is_kernel and free_axes())
+    return _run(implementation, settings, split if by_hand else None, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -99,8 +101,9 @@ class _Specs:
 
     def __init__(self, split: Split | None):
         self.whole = split is None
-        self.tokens = P((split and split.batch) or None)
-        self.layer = P((split and split.vocabulary) or None)
+        split = split or Split()
+        self.tokens = P(split.batch or None, split.context or None)
+        self.layer = P(split.vocabulary or None)
         self.output = Output(P(), self.tokens, self.tokens)
         self.residuals = Residuals(self.tokens, self.tokens, self.tokens, self.layer)
 
@@ -147,7 +150,7 @@ def recomputing(sums, gradients) -> Implementation:
             sum_BT = split.total(own.teacher_sum_BT * shrink_BT)
             teacher_lse_BT = top_BT + jnp.log(sum_BT)
             teacher_nats_BT = lse_BT - split.total(own.aim_BT * shrink_BT) / sum_BT
-        loss = split.batch_total(token_loss(settings, arrays, lse_BT, nats_BT, teacher_nats_BT))
+        loss = split.token_total(token_loss(settings, arrays, lse_BT, nats_BT, teacher_nats_BT))
         return Output(loss, nats_BT, teacher_nats_BT), Residuals(lse_BT, teacher_lse_BT)
 
     def backward(settings, split, arrays, residuals, dloss):
@@ -155,7 +158,7 @@ def recomputing(sums, gradients) -> Implementation:
         arrays = _numbered_from_here(split, arrays._replace(hard_BT=hard_BT, soft_BT=soft_BT))
         slope_BT = slope(settings, arrays, residuals.lse_BT)
         dx_BTD, dw_VD = gradients(settings, arrays, slope_BT, residuals)
-        dx_BTD, dw_VD = split.total(dx_BTD), split.batch_total(dw_VD)
+        dx_BTD, dw_VD = split.total(dx_BTD), split.token_total(dw_VD)
         return dx_BTD.astype(arrays.x_BTD.dtype), dw_VD.astype(arrays.w_VD.dtype)
 
     return Implementation(lambda *args: forward(*args)[0], forward, backward, is_kernel=True)

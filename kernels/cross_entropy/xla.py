@@ -28,7 +28,7 @@ def _loss(settings: Settings, split: Split, arrays: Arrays) -> Output:
         return loss + token_loss(settings, here, terms.lse_Bt, *terms.nats), terms.nats
 
     loss, nats = _scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
-    return Output(split.batch_total(loss), *nats)
+    return Output(split.token_total(loss), *nats)
 
 
 class _Terms(NamedTuple):
@@ -119,8 +119,8 @@ def _forward(settings: Settings, split: Split, arrays: Arrays) -> tuple[Output, 
 
     start = jnp.float32(0), jnp.zeros((D, V), jnp.float32)
     (loss, dw_DV), (nats, dx_BTD) = _scan(chunk, start, arrays.of_tokens(), V)
-    dw_VD = split.batch_total(dw_DV).T.astype(arrays.w_VD.dtype)
-    return Output(split.batch_total(loss), *nats), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
+    dw_VD = split.token_total(dw_DV).T.astype(arrays.w_VD.dtype)
+    return Output(split.token_total(loss), *nats), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
 
 
 def _logit_gradients(settings, split, arrays, terms):

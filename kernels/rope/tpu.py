@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from kernels.dispatch import BATCH_AXES, TENSOR_AXES, mesh_axes, over_mesh
+from kernels.dispatch import BATCH_AXES, CONTEXT_AXES, TENSOR_AXES, mesh_axes, over_mesh
 
 LANES = 128
 BLOCK_BYTES = 1 << 20  # of a block in VMEM, in and out each; there are two of both
@@ -47,9 +47,9 @@ def rotate(x_BTNH, cos_BTR, sin_BTR, pairs, active, dtype, *, interpret=False):
         y_BNTH = _rotated(settings, x_BTNH.reshape(*x_BTNH.shape[:2], -1), table_BTH, active_1)
         return y_BNTH.transpose(0, 2, 1, 3)
 
-    batch, tensor = mesh_axes(BATCH_AXES, B), mesh_axes(TENSOR_AXES, N)
-    layout = P(batch, None, tensor)
-    return over_mesh(local, (layout, P(batch), P()), layout)(x_BTNH, table_BTH, active_1)
+    rows = mesh_axes(BATCH_AXES, B), mesh_axes(CONTEXT_AXES, T)
+    layout = P(*rows, mesh_axes(TENSOR_AXES, N))
+    return over_mesh(local, (layout, P(*rows), P()), layout)(x_BTNH, table_BTH, active_1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

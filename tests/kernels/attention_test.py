@@ -1,5 +1,6 @@
 """Every implementation of attention against the plain one: values, maxima, gradients, what it may not see."""
 
+import functools
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from core.errors import UserError
+from cross_entropy_lab import quickly_compiled
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
@@ -37,27 +39,45 @@ def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
     return [jnp.asarray(a, dtype) for a in (q, k, v, dout)], ids
 
 
-def value_and_gradients(attend, q, k, v, dout):
-    """((out, lse, max_logit), (dq, dk, dv)) of `attend`, jitted; the cotangent of lse is made from that of out."""
+def differentiated(attend):
+    """((out, lse, max_logit), (dq, dk, dv)) of (q, k, v, dout); the cotangent of lse is made from that of out."""
 
-    @jax.jit
     def both(q, k, v, dout):
         outputs, pull = jax.vjp(attend, q, k, v)
         return outputs, pull((dout, dout.mean(-1).astype(jnp.float32), jnp.zeros_like(outputs[2])))
 
-    return both(q, k, v, dout)
+    return both
 
 
-def check(implementation, B, T, N, K, H, *, segments=False, mixed=False, window=None, seed=0, **logits):
-    """Forward, maxima and gradients in float32 equal those of the reference in float64, to 1e-5 of the largest."""
+def value_and_gradients(attend, *arrays):
+    """Those of `attend`, compiled."""
+    return quickly_compiled(differentiated(attend))(*arrays)
+
+
+def check(implementation, B, T, N, K, H, *, segments=False, mixed=False, window=None, seed=0, stretch=None, **logits):
+    """Forward, maxima and gradients in float32 equal those of the reference in float64, to 1e-5 of the largest.
+
+    With `stretch`, (first, end), of the queries at these positions alone.
+    """
     arrays, ids = inputs(B, T, N, K, H, segments=segments, seed=seed)
     ids = ids % 3 if mixed else ids  # so that the id of an earlier document comes again
-    options = {"segment_ids_BT": ids, "window": window, **logits}
-    ours = value_and_gradients(lambda *qkv: tuple(attention(*qkv, **options, implementation=implementation)), *arrays)
+    scale, soft_cap = logits.get("scale", H**-0.5), logits.get("soft_cap")
+
+    def attend(*qkv):
+        if stretch is None:
+            options = {"segment_ids_BT": ids, "window": window, **logits}
+            return tuple(attention(*qkv, **options, implementation=implementation))
+        return attention_names[implementation](*qkv, ids, scale, soft_cap, window, first=jnp.int32(stretch[0]))
+
+    def plain(*qkv):
+        return reference.attention(*qkv, ids, scale, soft_cap, window, first=stretch[0] if stretch else 0)
+
+    if stretch is not None:
+        arrays[0], arrays[3] = (a[:, slice(*stretch)] for a in (arrays[0], arrays[3]))
+    ours = value_and_gradients(attend, *arrays)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
-        scale, soft_cap = logits.get("scale", H**-0.5), logits.get("soft_cap")
-        exact = value_and_gradients(lambda *qkv: reference.attention(*qkv, ids, scale, soft_cap, window), *wide)
+        exact = value_and_gradients(plain, *wide)
     for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(exact)):
         assert got.dtype == jnp.float32
         assert got.shape == want.shape
@@ -154,6 +174,35 @@ class TestAttention:
         for got, want in zip((out, *gradients), (exact[0][0], *exact[1])):
             error = np.linalg.norm(got.astype(jnp.float32) - want) / np.linalg.norm(want)
             assert error < 0.006  # a rounding to 8 bits is off by 2^-9 = 0.002 at most
+
+    @pytest.mark.parametrize(
+        ("stretch", "options"),
+        [
+            ((0, 150), {}),  # the keys that nobody sees have gradient 0
+            ((150, 300), {"window": 40}),
+            ((137, 266), {"segments": True, "soft_cap": 3.0}),  # a window's and a block's ends all differ
+            ((299, 300), {"segments": True, "mixed": True, "window": jnp.int32(200)}),
+        ],
+    )
+    def test_a_stretch_of_the_queries(self, implementation, stretch, options):
+        """Of a row of 300 tokens; what a stretch does not see is never visited, and its gradient still written."""
+        check(implementation, 2, 300, 4, 2, 32, stretch=stretch, **options)
+
+    def test_stretches_make_up_the_row(self, implementation):
+        """Outputs, log-sum-exps and gradients of queries side by side, those of keys and values summed."""
+        arrays, ids = inputs(2, 192, 4, 2, 16, segments=True)
+        q, k, v, dout = arrays
+        attend = functools.partial(attention_names[implementation], scale=16**-0.5, window=100)
+        (out, lse, top), (dq, dk, dv) = value_and_gradients(lambda *qkv: attend(*qkv, ids), *arrays)
+        run = quickly_compiled(
+            lambda first, q, dout: differentiated(lambda *qkv: attend(*qkv, ids, first=first))(q, k, v, dout)
+        )
+        parts = [run(first, q[:, first : first + 64], dout[:, first : first + 64]) for first in (0, 64, 128)]
+        (outs, lses, tops), (dqs, dks, dvs) = jax.tree.map(lambda *a: jnp.stack(a), *parts)
+        for a, b in ((outs, out), (lses, lse), (dqs, dq)):
+            np.testing.assert_allclose(jnp.concatenate(a, 1), b, atol=1e-5)
+        for a, b in ((tops.max(0), top), (dks.sum(0), dk), (dvs.sum(0), dv)):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
     def test_large_logits_stay_finite(self, implementation):
         """Logits of tens of thousands neither overflow nor lose the winner."""
@@ -266,6 +315,26 @@ class TestAttention:
             window if window is None or isinstance(window, int) else jnp.asarray(window)
         )  # as layers of a scan have
         check(implementation, B, T, K * G, K, H, window=window, **segments, **logits, seed=seed)
+
+    @hypothesis.settings(
+        max_examples=3,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    )
+    @hypothesis.given(
+        S=st.integers(1, 300),
+        bounds=st.tuples(st.integers(0, 299), st.integers(1, 300)),
+        K=st.integers(1, 2),
+        segments=st.sampled_from([{}, {"segments": True}, {"segments": True, "mixed": True}]),
+        window=st.sampled_from([None, 1, 100, np.int32(150)]),
+        soft_cap=st.sampled_from([None, 3.0]),
+    )
+    def test_any_stretch(self, implementation, S, bounds, K, segments, window, soft_cap):
+        first = min(bounds[0], S - 1)
+        stretch = first, max(first + 1, min(first + bounds[1], S))
+        window = jnp.asarray(window) if isinstance(window, np.integer) else window
+        check(implementation, 1, S, 2 * K, K, 8, window=window, stretch=stretch, soft_cap=soft_cap, **segments)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

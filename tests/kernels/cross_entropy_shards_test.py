@@ -1,4 +1,4 @@
-"""The loss on several devices: tokens split over `replica` and `fsdp`, the vocabulary over `tensor`."""
+"""The loss on several devices: tokens split over `replica`, `fsdp` and `context`, the vocabulary over `tensor`."""
 
 import os
 import subprocess
@@ -34,11 +34,12 @@ PROGRAM = """
     run = jax.jit(step, static_argnums=5)
     kept = {}  # what the reference gives
 
-    def check(implementation, axes, teacher, batch, vocabulary):
-        key = len(x), len(w), type(teacher)
+    def check(implementation, axes, teacher, tokens, vocabulary):
+        key = x.shape, len(w), type(teacher)
         want = kept[key] = kept.get(key) or run(x, w, targets, weights, teacher, "reference")
         mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
-        rows, layer = (NamedSharding(mesh, P(names)) for names in (batch, vocabulary))
+        tokens = tokens if isinstance(tokens, P) else P(tokens)
+        rows, layer = (NamedSharding(mesh, spec) for spec in (tokens, P(vocabulary)))
         if isinstance(teacher, Head):
             teacher = Head(*(jax.device_put(a, to) for a, to in zip(teacher, (rows, layer))))
         elif teacher is not None:
@@ -91,4 +92,18 @@ def test_split_batch_gives_the_same():
         w, targets = w[:299], targets % 299
         check("tpu_interpret", dict(fsdp=2, tensor=2), None, "fsdp", ())
         check("xla", dict(tensor=4), None, (), ())
+    """)
+
+
+def test_split_rows_give_the_same():
+    """The tokens of a row over `context`, with the batch or the vocabulary over another axis; 18 tokens that it does
+    not divide stay whole.
+    """
+    on_four_devices("""
+        for implementation in ("xla", "tpu_interpret", "gpu_interpret"):
+            check(implementation, dict(context=2, tensor=2), whole, P(None, "context"), "tensor")
+        check("xla", dict(fsdp=2, context=2), named, P("fsdp", "context"), ())
+        check("tpu_interpret", dict(context=4), named, P(None, "context"), ())
+        x, targets, weights = (a[:, :18] for a in (x, targets, weights))
+        check("xla", dict(context=4), None, (), ())
     """)

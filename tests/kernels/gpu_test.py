@@ -33,8 +33,9 @@ def gradients(attend):
 @pytest.mark.parametrize(
     ("T", "H", "dtype", "options"),
     [
-        (70, 40, "float32", {"packed": True, "window": jnp.int32(20)}),
-        (100, 32, "bfloat16", {"packed": True, "soft_cap": 30.0}),
+        (70, 40, "float32", {"window": jnp.int32(20)}),
+        (100, 32, "bfloat16", {"soft_cap": 30.0}),
+        (100, 32, "float32", {"window": 20, "stretch": (37, 70)}),
     ],
 )
 def test_kernels_step_by_step(T, H, dtype, options):
@@ -43,13 +44,15 @@ def test_kernels_step_by_step(T, H, dtype, options):
     rng = np.random.default_rng(0)
     arrays = [jnp.asarray(rng.standard_normal((B, T, heads, H)), dtype) for heads in (N, K, K, N)]
     arrays.append(jnp.asarray(rng.standard_normal((B, T, N)), jnp.float32))
-    ids = np.arange(T) // np.array([[23], [40]]) if options.get("packed") else None
+    begin, end = options.get("stretch", (0, T))
+    arrays = [a if i in (1, 2) else a[:, begin:end] for i, a in enumerate(arrays)]
+    ids = jnp.asarray(np.arange(T) // np.array([[23], [40]]))
     masks = ids, H**-0.5, options.get("soft_cap"), options.get("window")
-    run = gradients(lambda *qkv: gpu.attention(*qkv, *masks, interpret=True, tiles=SMALL))
+    run = gradients(lambda *qkv: gpu.attention(*qkv, *masks, first=jnp.int32(begin), interpret=True, tiles=SMALL))
     ours, again = run(*arrays), run(*arrays)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
-        exact = gradients(lambda *qkv: reference.attention(*qkv, *masks))(*wide)
+        exact = gradients(lambda *qkv: reference.attention(*qkv, *masks, first=begin))(*wide)
     for got, twice, want in zip(*(jax.tree.leaves(outputs) for outputs in (ours, again, exact))):
         np.testing.assert_array_equal(got, twice)
         error = np.linalg.norm(np.asarray(got, float) - np.asarray(want)) / np.linalg.norm(want)
@@ -58,24 +61,28 @@ def test_kernels_step_by_step(T, H, dtype, options):
 
 @pytest.mark.parametrize("ids", [None, [[0] * 20 + [1] * 44], [[0, 1] * 32], [[3] * 8 + [1] * 30 + [3] * 26]])
 @pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("first", [None, 0, 21])
 @pytest.mark.parametrize("by_key", [False, True])
-def test_spans_hold_all_that_is_seen_and_only_whole_blocks_go_without_a_mask(ids, window, by_key):
-    blocks = Blocks(16, 8, 4, 8)
+def test_spans_hold_all_that_is_seen_and_only_whole_blocks_go_without_a_mask(ids, window, by_key, first):
+    blocks = Blocks(16, 8, 4 if first is None else 2, 8)
     ids = None if ids is None else jnp.asarray(ids)
-    spans = gpu._spans(blocks, ids, window, by_key)[0]
+    spans = gpu._spans(blocks, ids, window, by_key, None if first is None else jnp.int32(first))[0]
     distance = np.arange(64)[:, None] - np.arange(64)
     seen = (distance >= 0) & (distance < (window or 64))
     if ids is not None:
         seen &= np.asarray(ids[0][:, None] == ids[0])
-    pairs = seen.reshape(4, 16, 8, 8).swapaxes(1, 2)
+    pairs = seen[first or 0 :][: 16 * blocks.I].reshape(blocks.I, 16, 8, 8).swapaxes(1, 2)
     some, every = pairs.any((2, 3)), pairs.all((2, 3))
-    for own, (first, whole_first, whole_end, end) in enumerate(spans):
+    for own, (begin, whole_first, whole_end, end) in enumerate(spans):
         some_own, every_own = (a[:, own] if by_key else a[own] for a in (some, every))
-        assert first <= whole_first <= whole_end <= end
-        assert not some_own[:first].any() and not some_own[end:].any()  # noqa: PT018
+        if not some_own.any():  # keys that no query of a stretch sees
+            assert end == begin or (ids is not None and (np.diff(ids[0]) < 0).any())
+            continue
+        assert begin <= whole_first <= whole_end <= end
+        assert not some_own[:begin].any() and not some_own[end:].any()  # noqa: PT018
         assert every_own[whole_first:whole_end].all()
         if ids is None or (np.diff(ids[0]) >= 0).all():
-            assert some_own[first] and some_own[end - 1]  # noqa: PT018
+            assert some_own[begin] and some_own[end - 1]  # noqa: PT018
             assert every_own.sum() == whole_end - whole_first
 
 
@@ -108,6 +115,18 @@ def program_of(name, dtype="bfloat16"):
 @pytest.mark.parametrize("options", [{}, {"packed": False, "window": 300, "soft_cap": 50.0}])
 def test_attention_lowers_for_cuda(options):
     text = lower(*program(1000, 4, 2, 96, scale=0.1, **options))
+    for kernel in ("forward", "query_gradient", "key_gradient"):
+        assert f'name = "attention_{kernel}"' in text
+
+
+def test_a_stretch_lowers_for_cuda():
+    def step(q, k, v, dout, ids, first):
+        outputs, pull = jax.vjp(lambda *qkv: gpu.attention(*qkv, ids, 0.1, first=first), q, k, v)
+        return pull((dout, *(jnp.zeros_like(a) for a in outputs[1:])))
+
+    q, k, v, _, ids = program(1000, 4, 2, 96)[1]
+    stretch = jax.ShapeDtypeStruct((1, 300, 4, 96), q.dtype)
+    text = lower(step, (stretch, k, v, stretch, ids, jax.ShapeDtypeStruct((), "int32")))
     for kernel in ("forward", "query_gradient", "key_gradient"):
         assert f'name = "attention_{kernel}"' in text
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels.attention.api import attention
+from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.rope.api import rotate
 from lab import ROOT
 from model import transformer
@@ -142,6 +143,52 @@ def test_rotation_of_every_preset_compiles(name, chip):
             return y, *pull(y)
 
         compile_for_chip(chip, both, x, angles, angles)
+
+
+def compile_split_rows(chip, T, D=256, N=8, K=2, H=128, V=512):
+    """A layer and the loss with their gradients; the tokens of a row over two chips, rows over the others."""
+    devices = np.array(topology_devices(CHIPS[chip])).reshape(-1, 2)
+    mesh = jax.sharding.Mesh(devices, ("fsdp", "context"), axis_types=(AxisType.Auto,) * 2)
+    tokens, whole = NamedSharding(mesh, P("fsdp", "context")), NamedSharding(mesh, P())
+
+    def loss(x_BTD, weights, ids_BT, cos_BTR, sin_BTR):
+        queries, keys, values, output, head_VD = weights
+        q_BTNH, k_BTKH, v_BTKH = (jnp.einsum("BTD,DNH->BTNH", x_BTD, w) for w in (queries, keys, values))
+        q_BTNH, k_BTKH = (rotate(a, cos_BTR, sin_BTR) for a in (q_BTNH, k_BTKH))
+        mixed_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=ids_BT).out_BTNH
+        y_BTD = x_BTD + jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, output)
+        return linear_cross_entropy(y_BTD, head_VD, ids_BT, jnp.ones(ids_BT.shape)).loss
+
+    def step(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.value_and_grad(loss, (0, 1))(*args)
+
+    B = len(devices)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, "bfloat16")  # noqa: E731
+    angles = jax.ShapeDtypeStruct((B, T, H // 2), "float32")
+    weights = [of(D, N, H), of(D, K, H), of(D, K, H), of(N, H, D), of(V, D)]
+    shapes = of(B, T, D), weights, jax.ShapeDtypeStruct((B, T), "int32"), angles, angles
+    layouts = tokens, whole, tokens, tokens, tokens
+    return jax.jit(step, in_shardings=layouts, out_shardings=(whole, (tokens, whole))).lower(*shapes).compile()
+
+
+def test_keys_and_values_alone_are_gathered():
+    """Of rows over two chips: each has half of the queries, of the hidden states and of the loss's tokens."""
+    text = compile_split_rows("v5e", 4096).as_text()
+    collectives = re.findall(
+        r" = (\w+)\[([\d,]+)\]\S* (all-gather|reduce-scatter|all-to-all|collective-permute)\(", text
+    )
+    moved = {(name, dtype, shape.removeprefix("1,")) for dtype, shape, name in collectives}
+    gathered = {("all-gather", "bf16", "4096,2,128"), ("all-gather", "s32", "4096")}  # and segment ids
+    assert moved == {*gathered, ("reduce-scatter", "f32", "2048,2,128")}
+    (forward,) = kernels(instructions(text), "attention_forward")
+    assert forward.arrays[0] == (2, (1, 2, 4, 2048, 128))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_split_rows_compile(chip):
+    compile_split_rows(chip, 16_384, D=2048, N=16, K=4)
 
 
 @pytest.mark.parametrize("T", [1, 1000])
