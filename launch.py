@@ -28,6 +28,7 @@ VERBS = {
     "serve": "the newest checkpoint as an OpenAI-compatible endpoint on this machine",
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
     "inspect-tokenizer": "a grown tokenizer beside the one it grew from, into inspect-tokenizer/",
+    "plan": "memory, step time and cost on --topology, compiled without any chip, into plan/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
 RECIPE = ("curate", "tokenize", "import", "train", "eval", "report", "export")
@@ -74,6 +75,8 @@ examples:
       the same over HTTP, for clients of OpenAI's API
   python launch.py inspect-data --config=experiments/stages.py
       mixture, shuffle, padding and epochs of a run, as a page, before it begins
+  python launch.py plan --config=experiments/smollm3_3b.py --topology=v5e:16x16
+      does it fit, how long is a step, what does the run cost; made on this machine
   python launch.py explain --workdir=runs/quickstart --step=1000
       the documents of a step, with the loss of each
   python launch.py train --amend --config.train.steps=3000
@@ -138,6 +141,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, metavar="K", help="explain: a step, past or planned")
     parser.add_argument("--document", metavar="ID", help="explain: a document by its id")
     parser.add_argument("--checkpoint", type=int, metavar="K", help="explain: whose loss (the last before the step)")
+    parser.add_argument("--topology", metavar="KIND:SHAPE", help="plan: such as v5e:16x16, v5p:4x4x4, h100:64")
+    parser.add_argument("--slices", type=_count, default=1, metavar="N", help="plan: of a TPU, joined by network (1)")
+    parser.add_argument("--stage", type=_count, metavar="N", help="plan: of batch.stages, from 1 (the most tokens)")
+    parser.add_argument("--search", action="store_true", help="plan: try meshes, microbatches and remat policies")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # Overrides are taken out first: argparse reads an unknown option with a space in its value as a verb.
     overrides = [item for item in argv if item.startswith("--config.")]
@@ -260,6 +267,8 @@ class Experiment:
         from data.tokenize import require_tokenized
         from train.start import is_only_imported, require_imported
 
+        if verb == "plan":
+            return  # needs shapes alone
         before = {"curate": 0, "tokenize": 1}.get(verb, 2)
         if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
             # A model that was only imported can be looked at without any documents.
@@ -327,6 +336,14 @@ class Experiment:
         from train.export import export
 
         export(self.parts["export"], self.training, self.workdir)
+
+    def plan(self) -> None:
+        """What the run would need and take, on devices that are not here."""
+        from scaling.verb import plan
+
+        given, name = self.arguments, Path(self.arguments.config).stem
+        options = {"slices": given.slices, "stage": given.stage, "search": given.search}
+        plan(self.training, self.workdir, name, given.topology, **options)
 
     def explain(self) -> None:
         """What a step saw, or which steps saw a document."""

@@ -60,9 +60,13 @@ def compile_for_chip(chip: str, function: Callable[..., Any], *shapes: Any) -> j
 
 def compile_step(run: Run, topology: str, num_slices: int = 1) -> jax.stages.Compiled:
     """The true train step of a run, compiled by XLA:TPU for every chip of a topology, from shapes alone."""
+    return lower_step(run, topology, num_slices).compile()
+
+
+def lower_step(run: Run, topology: str, num_slices: int = 1, stage: int = -1) -> jax.stages.Lowered:
+    """The step of one of its stages, traced and not compiled yet."""
     program = make_program(run, make_mesh(run.mesh, topology_devices(topology, num_slices)))
-    stage = run.batch.plan(run.train.steps)[-1]
-    shape = (stage.rows, stage.row_length)
+    rows = run.batch.plan(run.train.steps)[stage]
     dtypes = Batch(*4 * [jnp.int32], jnp.float32)
-    batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct(shape, dtype), dtypes)
-    return program.step.lower(program.abstract, batch).compile()
+    batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct((rows.rows, rows.row_length), dtype), dtypes)
+    return program.step.lower(program.abstract, batch)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core.errors import UserError
@@ -64,6 +64,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = Non
         arranged = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1, 1), devices)
         return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def abstract_mesh(config: MeshConfig, devices: int, slices: int = 1) -> AbstractMesh:
+    """The mesh that `config` asks for on so many devices, wherever they are: enough to lay a state out on."""
+    return AbstractMesh(_sizes(config, devices, slices), AXES)
 
 
 def _sizes(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:

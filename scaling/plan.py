@@ -1,0 +1,207 @@
+"""The plan of a run on accelerators that are not here: does it fit, how long is a step, what does all of it cost.
+
+    plan = make_plan(run, parse_topology("v5e:16x16"), workdir)
+    text(plan)          # scaling/plan_text.py
+
+For TPUs the true train step is compiled; beside it stands, and for GPUs alone, what follows from shapes
+(`scaling/estimate.py`).
+"""
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from core.errors import UserError
+from core.files import MANIFEST, read_json, read_manifest, write_json
+from core.progress import say
+from data.config import Stage
+from scaling import compiled
+from scaling.chips import Topology
+from scaling.estimate import Estimate, estimate
+from scaling.serving import serving
+from scaling.step_time import StepTime, step_time
+from scaling.topology import lower_step
+from scaling.warnings import unexpected
+from train.run import Program, Run, make_program
+from train.sharding import abstract_mesh, batch_parts, shown
+
+VERSION = 1
+FOLDER, CACHE = "plan", "compiled"
+HOST_WRITES = 0.5e9  # bytes a second of one host into object storage, which nobody promises
+LIBTPU = "the TPU compiler is not installed (`pip install libtpu`, Linux x86-64): times and memory are computed, not compiled"
+GPU = "for GPUs nothing is compiled here: times and memory are computed from shapes"
+
+
+def make_plan(run: Run, topology: Topology, workdir: Path, stage: int | None = None, *, compiles: bool = True) -> dict:
+    """Everything that the page and the text show, as plain JSON."""
+    stages = run.batch.plan(run.train.steps)
+    number = chosen(stages, stage)
+    own, chip = stages[number], topology.chip
+    mesh = abstract_mesh(run.mesh, topology.devices, topology.slices)
+    program = make_program(run, mesh)  # refuses what cannot be split
+    guess = estimate(run, topology, own, program, mesh)
+    notes, result, times = [], None, None
+    if not chip.is_tpu:
+        notes.append(GPU)
+    elif importlib.util.find_spec("libtpu") is None:
+        notes.append(LIBTPU)
+    elif compiles:
+        result = compile_cached(run, topology, number, workdir)
+        times = read_times(result, run, topology, own)
+        if result["memory"] and times is None:
+            notes.append(f"the compiler counts no cycles for {chip.name}: the step time is computed from shapes")
+    flops = run.model.flops_per_token(own.row_length)
+    tokens = own.rows * own.row_length
+    seconds = times.total if times else guess.seconds
+    plan = {
+        "version": VERSION,
+        "topology": _topology(topology),
+        "stage": {"number": number, "of": len(stages), **own._asdict()},
+        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "mesh_shown": shown(mesh) or "1 device",
+        "settings": _settings(run),
+        "parameters": run.model.num_parameters,
+        "source": "compiled" if result else "computed",
+        "compiled_seconds": result["seconds"] if result else None,
+        "memory": _memory(run, topology, program, result, guess),
+        "flops": {"per_token": flops, "per_step": flops * tokens, "peak_per_device": chip.flops},
+        "time": _times(times, guess, flops * tokens, topology, tokens),
+        "estimate": guess.as_dict(),
+        "run": _run(stages, run, number, seconds, topology),
+        "checkpoint": _checkpoint(program, topology, mesh),
+        "data": _data(stages, workdir),
+        "serving": serving(run.model, chip, stages[-1].row_length)._asdict(),
+        "notes": notes,
+        "warnings": [],
+    }
+    if times:
+        split = batch_parts(mesh) * run.train.microbatches, mesh.shape["context"], mesh.shape["tensor"]
+        plan["warnings"] += unexpected(times.collectives + times.hidden_collectives, run.model, own, *split)
+        plan["warnings"] += [f"the kernel {name} is not charged: nothing is known of it" for name in times.uncharged]
+    return plan
+
+
+def chosen(stages: tuple[Stage, ...], asked: int | None) -> int:
+    """The number of the stage to plan: the one asked for, else the one of the most tokens."""
+    if asked is None:
+        return max(range(len(stages)), key=lambda i: stages[i].steps * stages[i].rows * stages[i].row_length)
+    if not 1 <= asked <= len(stages):
+        raise UserError(f"--stage={asked} is not a stage of this config; it has 1 to {len(stages)}")
+    return asked - 1
+
+
+def compile_cached(run: Run, topology: Topology, stage: int, workdir: Path) -> dict[str, Any]:
+    """What the compiler says of a step, from the workdir where the same program has been compiled for the same chips."""
+    with compiled.elapsed(f"plan: tracing the step for {topology.name}"):
+        lowered = lower_step(run, topology.name, topology.slices, stage)
+    key = compiled.program_key(lowered, topology.name, topology.slices)
+    folder = workdir / FOLDER / CACHE
+    path, program = folder / f"{key}.json", folder / f"{key}.hlo.txt.gz"
+    if path.exists() and program.exists():
+        say(f"plan: {topology.name} is compiled already")
+        return {**read_json(path), "text": compiled.read_text(program)}
+    found = compiled.compile_lowered(lowered, f"plan: compiling for {topology.name}")
+    record = {
+        "seconds": found.seconds,
+        "memory": found.memory._asdict() if found.memory else None,
+        "needs": found.needs,
+        "buffers": [buffer._asdict() for buffer in found.buffers],
+    }
+    compiled.write_text(program, found.text)
+    write_json(path, record)
+    return {**record, "text": found.text}
+
+
+def read_times(result: Mapping[str, Any], run: Run, topology: Topology, stage: Stage) -> StepTime | None:
+    """Of a program that fits; None where the compiler gave no cycles."""
+    if not (result["memory"] and result["text"] and topology.chip.clock):
+        return None
+    times = step_time(result["text"], topology, run.model, stage.rows * stage.row_length, stage.row_length)
+    return times if times.compute else None
+
+
+def _topology(topology: Topology) -> dict[str, Any]:
+    chip = topology.chip
+    own = {"name": topology.name, "slices": topology.slices, "devices": topology.devices, "chips": topology.chips}
+    return own | {"hosts": topology.hosts, "chip": chip.name, "device_kind": chip.kind}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    own = {"remat": run.model.remat, "dtype": run.model.dtype, "microbatches": run.train.microbatches}
+    return own | {"offload_optimizer": run.train.offload_optimizer}
+
+
+def _memory(run: Run, topology: Topology, program: Program, result: Any, guess: Estimate) -> dict[str, Any]:
+    """Bytes of one device by kind; the compiler's where there are any."""
+    own = {"parameters": guess.parameters, "optimizer": guess.optimizer, "gradients": guess.gradients}
+    own |= {"hbm": topology.chip.hbm, "usable": topology.chip.usable, "host": guess.host}
+    if not result:
+        own |= {"arguments": guess.arguments, "temporaries": guess.temporaries, "total": guess.total, "buffers": []}
+        return own | {"code": 0, "fits": guess.total <= topology.chip.usable}
+    own["buffers"] = result["buffers"]
+    if result["memory"] is None:
+        needed = max(result["needs"] + guess.arguments * 0, guess.arguments)
+        return own | {"arguments": guess.arguments, "temporaries": None, "code": 0, "total": needed, "fits": False}
+    parts = result["memory"]
+    total = parts["arguments"] + parts["temporaries"] + parts["code"]
+    own |= {name: parts[name] for name in ("arguments", "temporaries", "code")}
+    return own | {"host": parts["host_arguments"], "total": total, "fits": total <= topology.chip.usable}
+
+
+def _times(times: StepTime | None, guess: Estimate, flops: float, topology: Topology, tokens: int) -> dict[str, Any]:
+    """Seconds of a step, and what follows from them."""
+    if times:
+        own = times._asdict() | {"outside_attention": times.outside_attention, "total": times.total}
+        for name in ("collectives", "hidden_collectives"):
+            own[name] = [one._asdict() | {"shown": one.shown} for one in getattr(times, name) if one.seconds > 1e-4][:12]
+    else:
+        own = guess.times()
+    peak = topology.devices * topology.chip.flops
+    own |= {"ideal": flops / peak, "mfu": flops / peak / own["total"], "tokens_per_second": tokens / own["total"]}
+    return own | {"tokens_per_second_per_chip": tokens / own["total"] / topology.chips}
+
+
+def _run(stages: tuple[Stage, ...], run: Run, number: int, seconds: float, topology: Topology) -> dict[str, Any]:
+    """All stages: each at the share of the peak that the planned one has."""
+    own = stages[number]
+    rate = run.model.flops_per_token(own.row_length) * own.rows * own.row_length / seconds
+    spent, tokens = 0.0, 0
+    for stage in stages:
+        in_stage = stage.steps * stage.rows * stage.row_length
+        tokens += in_stage
+        spent += in_stage * run.model.flops_per_token(stage.row_length) / rate
+    hours = spent / 3600
+    return {"steps": run.steps, "tokens": tokens, "seconds": spent, "days": hours / 24, "chip_hours": hours * topology.chips}
+
+
+def _checkpoint(program: Program, topology: Topology, mesh: Any) -> dict[str, Any]:
+    """Size of the whole state, and the time to write it: each host its share, one copy of what several hold."""
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(program.abstract))
+    hosts = max(1, topology.hosts // mesh.shape["replica"])
+    return {"bytes": size, "hosts": hosts, "host_writes": HOST_WRITES, "seconds": size / hosts / HOST_WRITES}
+
+
+def _data(stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] | None:
+    """Tokens that the shards of the workdir hold, where it has any."""
+    path = workdir / "tokens" / MANIFEST
+    if not path.exists() or not (manifest := read_manifest(path))["complete"]:
+        return None
+    held = manifest["summary"]["train"]["tokens"]
+    wanted = sum(stage.steps * stage.rows * stage.row_length for stage in stages)
+    return {"tokens": held, "epochs": wanted / max(held, 1)}
+
+
+def with_mesh(run: Run, **changes: Any) -> Run:
+    """The run under other settings: sizes of mesh axes, microbatches, remat."""
+    axes = {name: value for name, value in changes.items() if hasattr(run.mesh, name)}
+    own = {"mesh": dataclasses.replace(run.mesh, **axes)}
+    if "microbatches" in changes:
+        own["train"] = dataclasses.replace(run.train, microbatches=changes["microbatches"])
+    if "remat" in changes:
+        own["model"] = dataclasses.replace(run.model, remat=changes["remat"])
+    return dataclasses.replace(run, **own)

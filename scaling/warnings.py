@@ -1,0 +1,49 @@
+"""What a compiled step should not exchange: all parameters at once, logits, hidden states of other devices."""
+
+import math
+
+from data.config import Stage
+from model.config import ModelConfig
+from scaling.step_time import Collective
+
+SMALL = 1 << 20  # bytes; scalars and norms may go anywhere
+
+
+def unexpected(
+    collectives: tuple[Collective, ...], model: ModelConfig, stage: Stage, parts: int, context: int, tensor: int
+) -> list[str]:
+    """One line for each all-gather of something else than one layer's weights, a table, or keys and values.
+
+    `parts` is into how many the rows are split, `context` the tokens of a row, `tensor` heads and features.
+    """
+    D, F, V, H = model.d_model, model.d_ff, model.vocab_size, model.head_dim
+    N, K = model.num_heads, model.num_kv_heads
+    whole = {"query": D * N * H, "key or value": D * K * H, "feed-forward": D * F, "table": V * D}
+    split = {name: {size, size // tensor} for name, size in whole.items()}
+    tokens = stage.rows * stage.row_length // parts
+    lines = []
+    for one in collectives:
+        if one.opcode != "all-gather":
+            continue
+        for shape in one.shapes:
+            size = math.prod(shape)
+            if 2 * size <= SMALL or any(size in sizes for sizes in split.values()):
+                continue
+            if what := _what(shape, size, split, model, stage, tokens, context if one.devices == context else 1):
+                lines.append(f"unexpected all-gather of {what}: {'x'.join(map(str, shape))}, {one.times:,} times a step")
+    return sorted(set(lines))
+
+
+def _what(shape, size: int, split, model: ModelConfig, stage: Stage, tokens: int, context: int) -> str | None:
+    """What an array is that is no weight; None for what may be gathered."""
+    V, T = model.vocab_size, stage.row_length
+    for name, sizes in split.items():
+        if any(size == model.num_layers * own for own in sizes):
+            return f"all layers' {name} weights at once"
+    if any(length in (V, V // 2, V // 4) for length in shape):
+        return "logits"
+    if context > 1 and size % (model.head_dim * T) == 0:
+        return None  # keys and values of a row
+    if any(length in (T, tokens) or length % T == 0 for length in shape):
+        return "hidden states"
+    return "something that is no weight"
