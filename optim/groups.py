@@ -8,9 +8,10 @@ import jax
 
 # Path patterns of the transformer's parameters, by what the optimiser should know of them.
 GROUPS = {
-    "embedding": r"embedding",
+    "embedding": r"embedding|head",
     "matrix": r"layers/(attention/(query|key|value|output)|feed_forward/(gate|up|down))",
-    "norm": r"(layers/)?\w+_norm/scale",
+    "norm": r"(layers/)?(attention/)?\w+_norm/(scale|bias)",
+    "bias": r"layers/(attention|feed_forward)/\w+_bias",
 }
 
 

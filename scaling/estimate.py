@@ -15,8 +15,9 @@ from data.config import Stage
 from model.config import ModelConfig
 from scaling.chips import Topology
 from scaling.step_time import ATTENTION_SHARE, attention_flops
-from train.run import Program, Run
-from train.sharding import batch_parts
+from train.run import Run
+from train.sharding import batch_parts, state_shardings
+from train.state import TrainState
 
 SHARE = {True: 0.75, False: 0.6}  # of the peak that a step's products reach, all else included: TPU (compiled), GPU
 GRADIENT = 4  # bytes, float32
@@ -88,15 +89,16 @@ class Estimate(NamedTuple):
         return self._asdict() | own | {"largest": [list(pair) for pair in self.largest()]}
 
 
-def estimate(run: Run, topology: Topology, stage: Stage, program: Program, mesh: Any) -> Estimate:
-    """Of a stage of a run; `program` is made for the abstract `mesh`."""
+def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, mesh: Any) -> Estimate:
+    """Of a stage of a run whose state has the shapes of `abstract`, on an abstract `mesh`."""
     model, chip, M = run.model, topology.chip, run.train.microbatches
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
     X = stage.rows * stage.row_length / batch_parts(mesh) / context / M  # tokens that a device has at once
     size = 2 if model.dtype == "bfloat16" else 4
-    params = _bytes(program.abstract.params, program.shardings.params, chip.is_tpu)
-    moments = _bytes(program.abstract.opt_state, program.shardings.opt_state, chip.is_tpu)
-    layers = _bytes(program.abstract.params["layers"], program.shardings.params["layers"], chip.is_tpu)
+    shardings = state_shardings(abstract, mesh, run.mesh)
+    params = _bytes(abstract.params, shardings.params, chip.is_tpu)
+    moments = _bytes(abstract.opt_state, shardings.opt_state, chip.is_tpu)
+    layers = _bytes(abstract.params["layers"], shardings.params["layers"], chip.is_tpu)
     table = model.vocab_size * model.d_model * size / tensor
     wide = 1 if size == 2 else 0
     saved = model.num_layers * X * size * kept(model, tensor, 128 if chip.is_tpu else 1)

@@ -7,7 +7,6 @@ For TPUs the true train step is compiled; beside it stands, and for GPUs alone, 
 (`scaling/estimate.py`).
 """
 
-import dataclasses
 import importlib.util
 import math
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ def make_plan(run: Run, topology: Topology, workdir: Path, stage: int | None = N
     own, chip = stages[number], topology.chip
     mesh = abstract_mesh(run.mesh, topology.devices, topology.slices)
     program = make_program(run, mesh)  # refuses what cannot be split
-    guess = estimate(run, topology, own, program, mesh)
+    guess = estimate(run, topology, own, program.abstract, mesh)
     notes, result, times = [], None, None
     if not chip.is_tpu:
         notes.append(GPU)
@@ -195,13 +194,3 @@ def _data(stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] | None:
     wanted = sum(stage.steps * stage.rows * stage.row_length for stage in stages)
     return {"tokens": held, "epochs": wanted / max(held, 1)}
 
-
-def with_mesh(run: Run, **changes: Any) -> Run:
-    """The run under other settings: sizes of mesh axes, microbatches, remat."""
-    axes = {name: value for name, value in changes.items() if hasattr(run.mesh, name)}
-    own = {"mesh": dataclasses.replace(run.mesh, **axes)}
-    if "microbatches" in changes:
-        own["train"] = dataclasses.replace(run.train, microbatches=changes["microbatches"])
-    if "remat" in changes:
-        own["model"] = dataclasses.replace(run.model, remat=changes["remat"])
-    return dataclasses.replace(run, **own)
