@@ -16,6 +16,10 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps; the last step is always saved
     keep_checkpoints: int = 2  # the newest
     keep_every: int = 0  # steps; checkpoints of multiples of it are kept for good; 0 keeps none but the newest
+    # Where several processes train as one, all end when one takes so long to the next step, in which a compile and a
+    # save must fit, or is frozen for so long; they name it.
+    stuck_seconds: int = 1800
+    silent_seconds: int = 60
 
     def __post_init__(self):
         require(self.steps >= 0, f"steps={self.steps} must be 0 or more")
@@ -24,6 +28,8 @@ class TrainConfig:
         require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every} must be positive")
         require(self.keep_checkpoints > 0, f"keep_checkpoints={self.keep_checkpoints} must be positive")
         require(self.keep_every >= 0, f"keep_every={self.keep_every} must be 0 or more")
+        require(self.stuck_seconds > 0, f"stuck_seconds={self.stuck_seconds} must be positive")
+        require(self.silent_seconds > 0, f"silent_seconds={self.silent_seconds} must be positive")
 
 
 @dataclass(frozen=True)
