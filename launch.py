@@ -78,6 +78,8 @@ examples:
       mixture, shuffle, padding and epochs of a run, as a page, before it begins
   python launch.py explain --workdir=runs/quickstart --step=1000
       the documents of a step, with the loss of each
+  srun python launch.py train --config=experiments/smollm3_128k.py
+      all tasks of a Slurm step train as one; the same under mpirun, or on every host of a TPU slice
   python launch.py train --amend --config.train.steps=3000
       a run goes on under another mixture, length or added documents; its history records from where
 

@@ -76,6 +76,7 @@ def finish() -> None:
 
 def abandon(peers: Peers, error: BaseException) -> NoReturn:
     """Tells an error and ends; at an ordinary exit JAX would wait for the others, which now end too."""
+    peers.over.set()  # this process has its own reason to end
     explained = explain(error)
     who = f"{peers.name}: " if peers.process else ""
     if explained is None or "--debug" in sys.argv:
