@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -114,6 +116,23 @@ def require_same(settings: Any) -> None:
     own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
     if (multihost_utils.process_allgather(own) != own).any():
         raise UserError("the processes of this run were started with different configs or flags; start all alike")
+
+
+def require_shared(workdir: Path) -> None:
+    """Refuses processes whose workdir is another folder than that of process 0, as on hosts that share no disk."""
+    if peers is None:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31))))
+    mark = workdir / f".shared-{token}"
+    if peers.process == 0:
+        mark.touch()
+    barrier("the look at the workdir")
+    found = mark.exists()
+    barrier("the end of that look")
+    if peers.process == 0:
+        mark.unlink()
+    if not found:
+        raise UserError(f"{workdir} is not where process 0 writes; give all processes one folder that they share")
 
 
 def shown() -> str:

@@ -73,6 +73,7 @@ def train(
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")
+    hosts.require_shared(workdir)
     amendment = _without_done(amendment, folder)
     if is_finished(run, folder, corpus, amendment):
         say(f"train: {folder} is up to date")

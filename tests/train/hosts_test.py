@@ -120,11 +120,27 @@ def test_what_several_processes_refuse(workdir, corpus, flags, own, message):
     assert message in told[0] + told[1]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_killed_or_frozen_is_named_by_the_others(workdir, corpus, sent):
+def test_hosts_that_share_no_folder_are_refused(workdir, finished, corpus, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (other / name).symlink_to(finished / name)
+    codes, told = ends(start(workdir, corpus, 2, own=[f"--workdir={other}"]))
+    assert codes == [2, 2], told
+    assert f"process 1 on {socket.gethostname()}: {other} is not where process 0 writes" in told[1]
+    assert f"process 1 on {socket.gethostname()} ended: {other} is not where" in told[0]
+    assert not [*workdir.glob(".shared-*")]
+
+
+def compiles(workdir):
+    return (workdir / "train" / "history.json").exists()
+
+
+@pytest.mark.parametrize(("sent", "when"), [(signal.SIGKILL, compiles), (signal.SIGSTOP, losses)])
+def test_a_process_that_is_killed_or_frozen_is_named_by_the_others(workdir, corpus, sent, when):
     flags = (*FLAGS, "--config.train.steps=2000", "--config.train.silent_seconds=8")
     three = srun(workdir, corpus, 3, *flags)
-    while not losses(workdir):
+    while not when(workdir):
         assert all(process.poll() is None for process in three), ends(three)
         time.sleep(0.02)
     three[1].send_signal(sent)
