@@ -54,7 +54,12 @@ def srun(workdir, corpus, count, *flags, verb="train"):
     ]
 
 
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-3]", "SLURM_STEP_TASKS_PER_NODE": "3"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-3]",
+    "SLURM_STEP_TASKS_PER_NODE": "3",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # half the compiling
+}
 
 
 def ends(processes):
@@ -132,11 +137,11 @@ def test_hosts_that_share_no_folder_are_refused(workdir, finished, corpus, tmp_p
     assert not [*workdir.glob(".shared-*")]
 
 
-def compiles(workdir):
-    return (workdir / "train" / "history.json").exists()
+def joined(workdir):
+    return (workdir / "train").exists()
 
 
-@pytest.mark.parametrize(("sent", "when"), [(signal.SIGKILL, compiles), (signal.SIGSTOP, losses)])
+@pytest.mark.parametrize(("sent", "when"), [(signal.SIGKILL, joined), (signal.SIGSTOP, losses)])
 def test_a_process_that_is_killed_or_frozen_is_named_by_the_others(workdir, corpus, sent, when):
     flags = (*FLAGS, "--config.train.steps=2000", "--config.train.silent_seconds=8")
     three = srun(workdir, corpus, 3, *flags)
