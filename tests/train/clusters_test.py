@@ -1,4 +1,8 @@
-"""Who a process is, from what launchers set; environments are of real runs, names and addresses changed."""
+"""Who a process is, from what launchers set.
+
+The environments of Slurm and Open MPI are of real runs, names and addresses changed; those of TPU slices have the form
+that JAX reads.
+"""
 
 import http.server
 import threading
