@@ -204,7 +204,10 @@ def run(arguments: argparse.Namespace) -> None:
         if cluster is None:
             experiment.run(*verbs)
         else:
-            run_together(cluster, experiment, verbs)
+            from train import hosts
+
+            config = experiment.parts["train"]
+            hosts.run(cluster, hosts.Patience(config.stuck_seconds, config.silent_seconds), verbs, experiment.run)
 
 
 def find_cluster(arguments: argparse.Namespace) -> "Cluster | None":
@@ -218,32 +221,6 @@ def find_cluster(arguments: argparse.Namespace) -> "Cluster | None":
         for hint in clusters.hints(os.environ):
             say(hint)
     return cluster
-
-
-def run_together(cluster: "Cluster", experiment: "Experiment", verbs: list[str]) -> None:
-    """Several processes train as one; what comes before and after is the work of process 0."""
-    from core.progress import say
-
-    first = cluster.process_id == 0
-    if "train" not in verbs:
-        if first:
-            experiment.run(*verbs)
-        else:
-            say(f"{cluster.name}: process 0 runs {verbs[0]} alone")
-        return
-    from train import hosts
-
-    place, config = verbs.index("train"), experiment.parts["train"]
-    with hosts.together(cluster, hosts.Patience(config.stuck_seconds, config.silent_seconds)):
-        if first:
-            experiment.run(*verbs[:place])
-        hosts.barrier("the beginning of train")  # the others wait for as long as that takes
-        hosts.begin(cluster)
-        experiment.run("train")
-    if first and verbs[place + 1 :]:  # JAX knows the devices of all until this program ends
-        if cluster.kind == "tpu":
-            os.environ["JAX_PLATFORMS"] = "cpu"
-        os.execv(sys.executable, [*sys.orig_argv, "--cluster=none"])
 
 
 def open_experiment(arguments: argparse.Namespace) -> "Experiment":

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,28 @@ from train.clusters import Cluster
 from train.peers import Patience, Peers, meet
 
 peers: Peers | None = None  # with one process, none
+
+
+def run(cluster: Cluster, patience: Patience, verbs: list[str], do: Callable[..., None]) -> None:
+    """All processes train as one; process 0 does the verbs before and after, alone."""
+    first = cluster.process_id == 0
+    if "train" not in verbs:
+        if first:
+            do(*verbs)
+        else:
+            say(f"{cluster.name}: process 0 runs {verbs[0]} alone")
+        return
+    place = verbs.index("train")
+    with together(cluster, patience):
+        if first:
+            do(*verbs[:place])
+        barrier("the beginning of train")  # the others wait for as long as that takes
+        begin(cluster)
+        do("train")
+    if first and verbs[place + 1 :]:  # JAX knows the devices of all until this program ends
+        if cluster.kind == "tpu":
+            os.environ["JAX_PLATFORMS"] = "cpu"
+        os.execv(sys.executable, [*sys.orig_argv, "--cluster=none"])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Who a process is, from what launchers set.
 
-The environments of Slurm and Open MPI are of real runs, names and addresses changed; those of TPU slices have the form
-that JAX reads.
+The environments of Slurm and Open MPI are of real runs, names and addresses changed; those of TPU slices have the
+form that JAX reads.
 """
 
 import http.server
