@@ -130,7 +130,7 @@ def parameter_parts(rows: int, axes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def sum_onto_parts(gradient: jax.Array, axes: tuple[str, ...], parts: tuple[str, ...]) -> jax.Array:
-    """Inside `over_mesh`: the sum of a gradient over `axes`, in float32; of its rows those of this one of the parts."""
+    """Inside `over_mesh`: the sum of a gradient over `axes`, in float32; of its rows those of this part."""
     total = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
     if parts:
         total = jax.lax.psum_scatter(total, parts, scatter_dimension=0, tiled=True)

@@ -56,7 +56,7 @@ gathered.defvjp(
 
 
 def look_up(w_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """Rows of a `gathered` table [B, T, D]: each device its own tokens, of whose gradients it gets the sum of its part.
+    """Rows of a `gathered` table [B, T, D], of each device its own tokens; gradients are summed onto the parts.
 
     XLA would sum the gradient of the whole table on every device.
     """
