@@ -23,9 +23,11 @@ test: $(VENV)/test ## all tests that take seconds
 test-slow: $(VENV)/test ## the others
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/test ## style, unused names, formatting
+lint: $(VENV)/test ## style, unused names, formatting; shell and YAML
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck --external-sources .ci/run benchmarks/*.sh deploy/*/*.sh deploy/*/*.sbatch
+	$(BIN)/yamllint --strict .yamllint deploy
 
 format: $(VENV)/test ## puts the code into the house format
 	$(BIN)/ruff check --fix .

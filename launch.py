@@ -14,7 +14,10 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.clusters import Cluster
 
 VERBS = {
     "curate": "documents from the source, through the recipe, into curated/",
@@ -79,6 +82,8 @@ examples:
       does it fit, how long is a step, what does the run cost; made on this machine
   python launch.py explain --workdir=runs/quickstart --step=1000
       the documents of a step, with the loss of each
+  srun python launch.py train --config=experiments/smollm3_128k.py
+      all tasks of a Slurm step train as one; the same under mpirun, or on every host of a TPU slice
   python launch.py train --amend --config.train.steps=3000
       a run goes on under another mixture, length or added documents; its history records from where
 
@@ -135,9 +140,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="generate: of the sampling (0)")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="serve: where to listen (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="serve: where (8000; 0: any free)")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="train: of process 0, where several train as one")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="train: how many these are")
-    parser.add_argument("--process", type=int, default=0, metavar="I", help="train: which of them this is, 0 to N-1")
+    parser.add_argument(
+        "--cluster",
+        default="auto",
+        choices=["auto", "none", "slurm", "mpi", "tpu"],
+        help="who says that several processes train as one (auto); none: this one is alone",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 of those; PORT + 1 is used too")
+    parser.add_argument("--processes", type=_count, metavar="N", help="how many these are, where no launcher says it")
+    parser.add_argument("--process", type=_seed, metavar="I", help="which of them this is, 0 to N-1")
     parser.add_argument("--step", type=int, metavar="K", help="explain: a step, past or planned")
     parser.add_argument("--document", metavar="ID", help="explain: a document by its id")
     parser.add_argument("--checkpoint", type=int, metavar="K", help="explain: whose loss (the last before the step)")
@@ -189,32 +200,35 @@ def run(arguments: argparse.Namespace) -> None:
     from core.errors import UserError, raise_on_sigterm
 
     raise_on_sigterm()
-    initialise_platform()
+    cluster = find_cluster(arguments)
+    initialise_platform(alone=cluster is not None and cluster.kind == "tpu" and arguments.verb not in (None, "train"))
     for flag in ("amend", "skip"):
         if getattr(arguments, flag) and arguments.verb not in (None, "train"):
             raise UserError(f"--{flag} changes the history of a run and belongs to train, not to {arguments.verb}")
-    experiment = open_experiment(arguments)
-    with joined(arguments):
+    with cluster.naming() if cluster else contextlib.nullcontext():
+        experiment = open_experiment(arguments)
         recipe = [verb for verb in RECIPE if verb != "import" or experiment.parts["start"].folder]
-        for verb in [arguments.verb] if arguments.verb else recipe:
-            experiment.require_upstream(verb)
-            method = {"import": "import_"}.get(verb, verb.replace("-", "_"))  # a word of the language
-            getattr(experiment, method)()
+        verbs = [arguments.verb] if arguments.verb else recipe
+        if cluster is None:
+            experiment.run(*verbs)
+        else:
+            from train import hosts
+
+            config = experiment.parts["train"]
+            hosts.run(cluster, hosts.Patience(config.stuck_seconds, config.silent_seconds), verbs, experiment.run)
 
 
-def joined(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """The other processes of a run of several, joined; nothing to do for a run of one."""
-    from core.errors import UserError
+def find_cluster(arguments: argparse.Namespace) -> "Cluster | None":
+    """The other processes of this run, by flags or by what started this one."""
+    from core.progress import say
+    from train import clusters
 
-    if arguments.coordinator is None and (arguments.processes, arguments.process) != (1, 0):
-        raise UserError("--processes and --process need --coordinator=HOST:PORT, of process 0")
-    if arguments.coordinator is None:
-        return contextlib.nullcontext()
-    if arguments.verb != "train":
-        raise UserError("several processes only train; run the other verbs alone, without --coordinator")
-    from train.hosts import together
-
-    return together(arguments.coordinator, arguments.processes, arguments.process)
+    given = arguments.coordinator, arguments.processes, arguments.process
+    cluster = clusters.find(arguments.cluster, os.environ, *given)
+    if cluster is None and arguments.cluster == "auto" and arguments.verb in (None, "train"):
+        for hint in clusters.hints(os.environ):
+            say(hint)
+    return cluster
 
 
 def open_experiment(arguments: argparse.Namespace) -> "Experiment":
@@ -231,8 +245,13 @@ def open_experiment(arguments: argparse.Namespace) -> "Experiment":
     return Experiment(workdir, arguments, parse_parts(classes, tree))
 
 
-def initialise_platform() -> None:
-    """Settings that must stand before JAX is imported."""
+def initialise_platform(alone: bool = False) -> None:
+    """Settings that must stand before JAX is imported.
+
+    `alone`, one process of a TPU slice leaves its chips: they start when all hosts of the slice do.
+    """
+    if alone:
+        os.environ["JAX_PLATFORMS"] = "cpu"
     # Where the TPU compiler is installed but no accelerator is present, JAX would wait for a TPU.
     chips = [found for name in ("accel*", "vfio/[0-9]*", "nvidia*", "kfd") for found in glob.glob(f"/dev/{name}")]
     if importlib.util.find_spec("libtpu") and not chips:
@@ -260,6 +279,13 @@ class Experiment:
 
         own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "mesh", "start", "seed")}
         return Run(**own, added=len(self.parts["data"].added))
+
+    def run(self, *verbs: str) -> None:
+        """One after the other."""
+        for verb in verbs:
+            self.require_upstream(verb)
+            method = {"import": "import_"}.get(verb, verb.replace("-", "_"))  # a word of the language
+            getattr(self, method)()
 
     def require_upstream(self, verb: str) -> None:
         """Refuses a verb whose input was made by another config than this one."""

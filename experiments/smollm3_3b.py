@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.path = "tokenizer.json"
     config.model = presets.config("smollm3-3b")
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.remat = "branches"  # norms and products of elements are computed again, no matrix products
     config.batch = ConfigDict()
     config.batch.rows = 512
     config.batch.row_length = 4096
@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
     config.optim.b2 = 0.95
     config.optim.weight_decay = 0.1
     config.optim.clip_norm = 1.0
+    config.mesh = ConfigDict()
+    config.mesh.replica = 8  # parameters in 32 parts: fewer than 64 rows a part would be padded when they travel
     config.train = ConfigDict()
+    config.train.microbatches = 2
     config.train.steps = 4_720_000
     return config.lock()

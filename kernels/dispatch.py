@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from core.errors import UserError
@@ -20,6 +21,7 @@ from core.errors import UserError
 BATCH_AXES = ("replica", "fsdp")
 TENSOR_AXES = ("tensor",)
 CONTEXT_AXES = ("context",)
+PARAMETER_AXES = ("fsdp", "context")  # that split tokens and, for they are not needed there, parameters
 KERNELS = ("tpu", "gpu")
 LEAST_CAPABILITY = 8.0  # bfloat16 on tensor cores
 
@@ -119,3 +121,18 @@ def free_axes() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types)
     return {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual and mesh.shape[name] > 1}
+
+
+def parameter_parts(rows: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the axes that tokens are split over which split `rows` rows of a parameter too."""
+    parts, sizes = tuple(axis for axis in axes if axis in PARAMETER_AXES), free_axes()
+    return parts if rows % math.prod(sizes[axis] for axis in parts) == 0 else ()
+
+
+def sum_onto_parts(gradient: jax.Array, axes: tuple[str, ...], parts: tuple[str, ...]) -> jax.Array:
+    """Inside `over_mesh`: the sum of a gradient over `axes`, in float32; of its rows those of this part."""
+    total = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    if parts:
+        total = jax.lax.psum_scatter(total, parts, scatter_dimension=0, tiled=True)
+    rest = tuple(axis for axis in axes if axis not in parts)
+    return (jax.lax.psum(total, rest) if rest else total).astype(gradient.dtype)

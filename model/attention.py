@@ -43,7 +43,7 @@ class Attention(nnx.Module):
             y_XO = linear(x_XD, getattr(self, name)[...].astype(dtype).reshape(D, -1), dtype_out)
             if config.qkv_bias:
                 y_XO += getattr(self, f"{name}_bias")[...].astype(y_XO.dtype).reshape(-1)
-            return y_XO.reshape(B, T, -1, config.head_dim)
+            return checkpoint_name(y_XO, name).reshape(B, T, -1, config.head_dim)
 
         if config.qk_norm:  # in float32 up to the rotation, so that queries and keys are rounded once
             q_BTNH = self.query_norm(project("query", "float32"))
@@ -54,8 +54,6 @@ class Attention(nnx.Module):
         turn = {"pairs": config.rope_pairs, "active": rotation.active, "dtype": dtype}
         turn["implementation"] = config.kernels.rope
         q_BTNH, k_BTKH = (rotate(a, rotation.cos_BTR, rotation.sin_BTR, **turn) for a in (q_BTNH, k_BTKH))
-        q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key")
-        v_BTKH = checkpoint_name(v_BTKH, "value")
         mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
         out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
         if config.output_bias:

@@ -43,6 +43,15 @@ class Norm(nnx.Module):
         return (x + self.bias[...] if self.kind == "layer" else x).astype(dtype)
 
 
+def silu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(x) by the hyperbolic tangent, one operation of a TPU; a sigmoid takes an exp and a division.
+
+    Fused into the products around it, by the compiler's estimates for a v5e: 71 instead of 109 ms of SmolLM3's step
+    in the gradient of `down`, 79 instead of 90 in that of its input.
+    """
+    return x * (0.5 * jnp.tanh(0.5 * x) + 0.5)
+
+
 class FeedForward(nnx.Module):
     """down(act(gate(x)) * up(x)), or without a gate down(relu(up(x))^2) (Shazeer 2020; So et al. 2021)."""
 
@@ -66,7 +75,7 @@ class FeedForward(nnx.Module):
         if self.kind == "relu2":
             inner_XF = jnp.square(jax.nn.relu(up_XF))
         else:
-            act = jax.nn.silu if self.kind == "swiglu" else jax.nn.gelu  # by its tanh approximation
+            act = silu if self.kind == "swiglu" else jax.nn.gelu  # by its tanh approximation
             gate_XF = self._project(x_XD, "gate").astype(jnp.float32)
             inner_XF = (act(gate_XF) * up_XF.astype(jnp.float32)).astype(up_XF.dtype)  # rounded once
         return self._project(inner_XF, "down").reshape(x_BTD.shape)

@@ -17,7 +17,7 @@ from model.attention import Attend, Attention
 from model.config import ModelConfig
 from model.layers import FeedForward, Norm, normal
 from model.position import Rotation, rotary_table
-from model.sharding import constrain, gathered
+from model.sharding import constrain, gathered, look_up
 
 Params = dict[str, Any]
 
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
 
 def _embed(config: ModelConfig, embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """The residual stream before the first layer [B, T, D]."""
-    x_BTD = gathered(embedding_VD.astype(config.dtype))[tokens_BT]
+    x_BTD = look_up(gathered(embedding_VD.astype(config.dtype)), tokens_BT)
     return x_BTD if config.embedding_scale == 1 else x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
 
 

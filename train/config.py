@@ -21,6 +21,10 @@ class TrainConfig:
     microbatches: int = 1
     # Keeps the moments of the optimiser in the memory of the host, and fetches them for the update.
     offload_optimizer: bool = False
+    # Where several processes train as one, all end when one takes so long to the next step, in which a compile and a
+    # save must fit, or is frozen for so long; they name it.
+    stuck_seconds: int = 1800
+    silent_seconds: int = 60
 
     def __post_init__(self):
         require(self.steps >= 0, f"steps={self.steps} must be 0 or more")
@@ -30,6 +34,8 @@ class TrainConfig:
         require(self.keep_checkpoints > 0, f"keep_checkpoints={self.keep_checkpoints} must be positive")
         require(self.keep_every >= 0, f"keep_every={self.keep_every} must be 0 or more")
         require(self.microbatches > 0, f"microbatches={self.microbatches} must be positive")
+        require(self.stuck_seconds > 0, f"stuck_seconds={self.stuck_seconds} must be positive")
+        require(self.silent_seconds > 0, f"silent_seconds={self.silent_seconds} must be positive")
 
 
 AXES = ("replica", "fsdp", "tensor", "context", "expert")

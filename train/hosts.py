@@ -1,169 +1,162 @@
-"""Several processes that train as one: they start together, and when one is lost the others end at once."""
+"""Several processes that train as one: they start together, and when one is lost or stuck all end and name it."""
 
 import contextlib
 import os
-import selectors
+import secrets
 import socket
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from core import progress
 from core.errors import Stopped, UserError, explain
 from core.files import fingerprint
 from core.progress import say
+from train.clusters import Cluster
+from train.peers import Patience, Peers, meet
 
-LOST = (
-    "another process of this run ended; start all processes again with the same command, "
-    "they continue from the last checkpoint"
-)
-START_SECONDS = 300  # for all processes to be started
-GOODBYE = b"."
-
-peers: list[socket.socket] = []
-over = threading.Event()
+peers: Peers | None = None  # with one process, none
 
 
-def initialise(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins the run, before any other use of JAX; returns when all processes have.
-
-    Each process keeps a connection to process 0, at the coordinator's port + 1. However a process ends, the system
-    closes its connections; JAX alone would notice after 100 s, or abort with a stack trace. When process 0 is the one
-    that is lost, JAX may still write lines of its own before this one.
-    """
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 65535 and 0 <= process_id < num_processes):
-        raise UserError(f"process {process_id} of {num_processes} at {coordinator}: give HOST:PORT and 0, 1, ...")
-    say(f"process {process_id} of {num_processes}: waits for the others")
-    peers[:] = gather(int(port), num_processes) if process_id == 0 else [join(host, int(port), process_id)]
-    threading.Thread(target=watch, daemon=True).start()
-    jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate")
+def run(cluster: Cluster, patience: Patience, verbs: list[str], do: Callable[..., None]) -> None:
+    """All processes train as one; process 0 does the verbs before and after, alone."""
+    first = cluster.process_id == 0
+    if "train" not in verbs:
+        if first:
+            do(*verbs)
+        else:
+            say(f"{cluster.name}: process 0 runs {verbs[0]} alone")
+        return
+    place = verbs.index("train")
+    with together(cluster, patience):
+        if first:
+            do(*verbs[:place])
+        barrier("the beginning of train")  # the others wait for as long as that takes
+        begin(cluster)
+        do("train")
+    if first and verbs[place + 1 :]:  # JAX knows the devices of all until this program ends
+        if cluster.kind == "tpu":
+            os.environ["JAX_PLATFORMS"] = "cpu"
+        os.execv(sys.executable, [*sys.orig_argv, "--cluster=none"])
 
 
 @contextlib.contextmanager
-def together(coordinator: str, num_processes: int, process_id: int) -> Iterator[None]:
-    """What is inside runs in all processes; an error in one ends this one at once, and by that the others."""
-    initialise(coordinator, num_processes, process_id)
+def together(cluster: Cluster, patience: Patience) -> Iterator[None]:
+    """What is inside runs in all processes; an error in one ends this one at once, and by that the others.
+
+    JAX itself starts with `begin`. Only process 0 says what it does.
+    """
+    global peers
+    if cluster.process_id == 0:
+        found = "" if cluster.kind == "flags" else f"{cluster.kind}: "
+        say(f"{found}process 0 of {cluster.num_processes} on {socket.gethostname()} waits for the others")
+    else:
+        progress.silence()
+    address = cluster.coordinator, cluster.num_processes, cluster.process_id
+    peers = meet(*address, patience, cluster.hosts)
     try:
         yield
-    except Stopped:  # all processes stop after the same step
-        finish()
+    except Stopped as stopped:
+        if not jax.distributed.is_initialized():
+            abandon(peers, stopped)
+        finish()  # all processes stop after the same step
+        if peers.process:
+            raise SystemExit(stopped.exit_code) from None
         raise
     except BaseException as error:  # noqa: BLE001 (told, and the process ends)
         if not isinstance(error, UserError | KeyboardInterrupt):
             time.sleep(1)  # where it echoes the loss of another process, the watch speaks meanwhile
-        abandon(error)
+        abandon(peers, error)
     finish()
+
+
+def begin(cluster: Cluster) -> None:
+    """Joins JAX's processes, before any other use of its devices; returns when all have."""
+    assert peers is not None
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.num_processes,
+        cluster.process_id,
+        local_device_ids=cluster.local_devices,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=round(max(100, 2 * peers.patience.silent)),  # ours names who is silent, and first
+    )
 
 
 def finish() -> None:
     """The orderly end, which all processes reach: waits for the others, then lets go of them."""
+    assert peers is not None
+    peers.wait("the end")
     jax.distributed.shutdown()
-    over.set()
-    for peer in peers:
-        with contextlib.suppress(OSError):
-            peer.send(GOODBYE)
+    peers.finish()
 
 
-def abandon(error: BaseException) -> NoReturn:
+def abandon(peers: Peers, error: BaseException) -> NoReturn:
     """Tells an error and ends; at an ordinary exit JAX would wait for the others, which now end too."""
+    peers.over.set()  # this process has its own reason to end
     explained = explain(error)
+    who = f"{peers.name}: " if peers.process else ""
     if explained is None or "--debug" in sys.argv:
+        os.write(2, f"launch.py: {who}\n".encode() if who else b"")
         traceback.print_exception(error)
     else:
-        os.write(2, f"launch.py: {explained.line}\n".encode())
+        os.write(2, f"launch.py: {who}{explained.line}\n".encode())
     sys.stdout.flush()
     sys.stderr.flush()
+    peers.fail(explained.line if explained is not None else f"{type(error).__name__}, a traceback in its own output")
     os._exit(1 if explained is None else explained.exit_code)
 
 
+def reached(mark: str) -> None:
+    """Notes how far this process is, for the case that it gets no further; costs two assignments."""
+    if peers is not None:
+        peers.reached(mark)
+
+
 def barrier(name: str) -> None:
-    """Waits until all processes are here; nothing with one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Waits until all processes are here; nothing with one. Whoever does not arrive in time is named, and all end."""
+    if peers is not None:
+        peers.wait(name)
 
 
 def require_same(settings: Any) -> None:
     """Refuses processes that were started with different configs or flags; `settings` is anything JSON can say."""
-    if jax.process_count() > 1:
-        own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
-        if (multihost_utils.process_allgather(own) != own).any():
-            raise UserError("the processes of this run were started with different configs or flags; start all alike")
+    if peers is None:
+        return
+    if jax.process_index() != peers.process:
+        raise UserError(
+            f"the devices call this process {jax.process_index()}, its launcher {peers.process}; say with "
+            "--coordinator, --processes and --process what the devices say"
+        )
+    own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
+    if (multihost_utils.process_allgather(own) != own).any():
+        raise UserError("the processes of this run were started with different configs or flags; start all alike")
+
+
+def require_shared(workdir: Path) -> None:
+    """Refuses processes whose workdir is another folder than that of process 0, as on hosts that share no disk."""
+    if peers is None:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31))))
+    mark = workdir / f".shared-{token}"
+    if peers.process == 0:
+        mark.touch()
+    barrier("the look at the workdir")
+    found = mark.exists()
+    barrier("the end of that look")
+    if peers.process == 0:
+        mark.unlink()
+    if not found:
+        raise UserError(f"{workdir} is not where process 0 writes; give all processes one folder that they share")
 
 
 def shown() -> str:
     """How many hosts there are, for messages; nothing with one."""
     return f" of {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-
-
-def gather(port: int, num_processes: int) -> list[socket.socket]:
-    """Process 0: a connection from each of the others."""
-    joined: dict[int, socket.socket] = {}
-    try:
-        socket.create_server(("", port)).close()  # where it is taken, JAX would crash
-        server = socket.create_server(("", port + 1))
-    except OSError as error:
-        reason = os.strerror(error.errno)
-        raise UserError(f"ports {port} and {port + 1} must be free ({reason}); give another") from error
-    with server:
-        server.settimeout(START_SECONDS)
-        while missing := set(range(1, num_processes)) - set(joined):
-            try:
-                peer, _ = server.accept()
-            except TimeoutError:
-                raise UserError(f"processes {sorted(missing)} did not start in {START_SECONDS} s") from None
-            peer.settimeout(5)
-            hello = b""
-            with contextlib.suppress(OSError):
-                hello = peer.recv(64)
-            if hello.isdigit() and int(hello) not in missing:
-                raise UserError(f"process {int(hello)} of {num_processes} joined, which is one too many")
-            if hello.isdigit():  # others may knock at a port
-                joined[int(hello)] = keep_alive(peer)
-    return list(joined.values())
-
-
-def join(host: str, port: int, process_id: int) -> socket.socket:
-    """The others: a connection to process 0, which may start later."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            peer = keep_alive(socket.create_connection((host, port + 1), timeout=5))
-            peer.send(str(process_id).encode())
-            return peer
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(f"process 0 is not reached at {host}:{port + 1} ({error})") from error
-            time.sleep(0.2)
-
-
-def keep_alive(peer: socket.socket) -> socket.socket:
-    """A machine that vanishes closes nothing; the system then gives up after 5 + 2 x 5 s."""
-    peer.settimeout(None)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}.items():
-        if hasattr(socket, name):
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return peer
-
-
-def watch() -> None:
-    """Ends this process as soon as a connection ends without a goodbye."""
-    with selectors.DefaultSelector() as selector:
-        for peer in peers:
-            selector.register(peer, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                said = b""
-                with contextlib.suppress(OSError):
-                    said = key.fileobj.recv(1)
-                if said != GOODBYE and not over.is_set():
-                    os.write(2, f"\nlaunch.py: {LOST}\n".encode())
-                    os._exit(2)
-                selector.unregister(key.fileobj)

@@ -73,6 +73,7 @@ def train(
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")
+    hosts.require_shared(workdir)
     amendment = _without_done(amendment, folder)
     if is_finished(run, folder, corpus, amendment):
         say(f"train: {folder} is up to date")
@@ -95,6 +96,7 @@ def train(
             current, metrics = step(current, batch)
             goodput.switch("step")
             done += 1
+            hosts.reached(f"step {done:,}")
             if unread is not None:
                 journal.log(*unread)
             stopping = stop.asked(done)
@@ -186,10 +188,8 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
     if jax.process_index() == 0:
         data_history.write(folder / HISTORY, history)
     batch_sharding = sharding.batch_sharding(mesh)
-    tell = say if jax.process_index() == 0 else lambda _: None
-    if jax.process_index() == 0:
-        say_log("kernels")
-    tell(
+    say_log("kernels")
+    say(
         f"train: {count(run.model.num_parameters)} parameters, {plan.steps:,} steps, {count(plan.tokens)} tokens on "
         f"{jax.device_count()} {jax.devices()[0].platform}{hosts.shown()}"
         + (f", from step {start:,}" if start else "")

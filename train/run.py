@@ -73,8 +73,7 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
     _require_split(run, mesh)
     optimizer, schedule = build(run.optim, run.steps)
-    abstract = state.abstract(run.model, optimizer)
-    shardings = sharding.state_shardings(abstract, mesh, run.mesh)
+    abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
     loss = functools.partial(next_token.loss, run.model)
@@ -83,6 +82,12 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
     begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
     return Program(step, init, begin, abstract, shardings)
+
+
+def _layout(run: Run, mesh: jax.sharding.Mesh, config: MeshConfig) -> tuple[state.TrainState, state.TrainState]:
+    """Shapes of the state, and where its arrays live."""
+    abstract = state.abstract(run.model, build(run.optim, run.steps)[0])
+    return abstract, sharding.state_shardings(abstract, mesh, config)
 
 
 def _require_split(run: Run, mesh: jax.sharding.Mesh) -> None:
@@ -175,14 +180,14 @@ def load_params(
     missing = f"{folder} holds no checkpoint yet; run `launch.py train` (same --config and --workdir) first"
     if not checkpoints.steps:
         if exactly is None and is_only_imported(run.start, workdir):
-            return imported_params(run.start, run.model, workdir, run.mesh), 0
+            return imported_params(run.start, run.model, workdir, MeshConfig()), 0
         raise UserError(missing)
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
     require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
-    program = make_program(run, sharding.make_mesh(run.mesh))
+    abstract, shardings = _layout(run, sharding.make_mesh(), MeshConfig())  # of the devices here, not of the run
     if exactly is not None:
-        return checkpoints.restore(program.abstract, program.shardings, exactly).params, exactly
-    restored = checkpoints.restore_newest(program.abstract, program.shardings, at_most)
+        return checkpoints.restore(abstract, shardings, exactly).params, exactly
+    restored = checkpoints.restore_newest(abstract, shardings, at_most)
     if restored is None:
         raise UserError(missing)
     return restored.state.params, restored.step

@@ -6,6 +6,7 @@ logits nor output layer travel along `tensor`. Gradients are ours, so that they 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from kernels.cross_entropy.problem import Arrays, Head, Output, Settings, TopK, mass, slope, token_loss
-from kernels.dispatch import BATCH_AXES, CONTEXT_AXES, TENSOR_AXES, free_axes, mesh_axes, over_mesh
+from kernels.dispatch import (
+    BATCH_AXES,
+    CONTEXT_AXES,
+    TENSOR_AXES,
+    free_axes,
+    mesh_axes,
+    over_mesh,
+    parameter_parts,
+    sum_onto_parts,
+)
 
 
 class Split(NamedTuple):
@@ -23,6 +33,7 @@ class Split(NamedTuple):
     batch: tuple[str, ...] = ()
     context: tuple[str, ...] = ()  # of the tokens of a row
     vocabulary: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()  # that also get each their rows of the gradient of the output layer
 
     def first(self, w_VD: jax.Array):
         """Number of the first token of the vocabulary that is here."""
@@ -40,6 +51,11 @@ class Split(NamedTuple):
         """Summed over the parts of the batch and of its rows."""
         axes = self.batch + self.context
         return jax.lax.psum(a, axes) if axes else a
+
+    def onto_parts(self, dw_VD: jax.Array) -> jax.Array:
+        """The same of the gradient of the output layer, its rows of this part."""
+        axes = self.batch + self.context
+        return sum_onto_parts(dw_VD, axes, self.parts) if axes else dw_VD
 
 
 class Residuals(NamedTuple):
@@ -64,7 +80,10 @@ def run(implementation: Implementation, settings: Settings, arrays: Arrays) -> O
     """The loss, differentiable in x and w, on the devices of the mesh in context."""
     B, T, _ = arrays.x_BTD.shape
     vocabulary = mesh_axes(TENSOR_AXES, arrays.w_VD.shape[0])
-    split = Split(mesh_axes(BATCH_AXES, B), mesh_axes(CONTEXT_AXES, T), vocabulary)
+    batch, context = mesh_axes(BATCH_AXES, B), mesh_axes(CONTEXT_AXES, T)
+    rows = arrays.w_VD.shape[0] // math.prod(free_axes()[axis] for axis in vocabulary)
+    parts = parameter_parts(rows, batch + context) if implementation.is_kernel else ()
+    split = Split(batch, context, vocabulary, parts)
     by_hand = any(split) or (implementation.is_kernel and free_axes())
     return _run(implementation, settings, split if by_hand else None, arrays)
 
@@ -88,7 +107,7 @@ def _backward(implementation, settings, split, kept, cotangents):
     arrays, residuals = kept
     specs = _Specs(split)
     of_part = functools.partial(implementation.backward, settings, split or Split())
-    mapped = specs.map(of_part, (specs.arrays(arrays), specs.residuals, P()), (specs.tokens, specs.layer))
+    mapped = specs.map(of_part, (specs.arrays(arrays), specs.residuals, P()), (specs.tokens, specs.gradient))
     dx_BTD, dw_VD = mapped(arrays, residuals, cotangents.loss)
     return (Arrays(dx_BTD, dw_VD, None, None, None, None),)
 
@@ -104,6 +123,7 @@ class _Specs:
         split = split or Split()
         self.tokens = P(split.batch or None, split.context or None)
         self.layer = P(split.vocabulary or None)
+        self.gradient = P((*split.vocabulary, *split.parts) or None)
         self.output = Output(P(), self.tokens, self.tokens)
         self.residuals = Residuals(self.tokens, self.tokens, self.tokens, self.layer)
 
@@ -158,7 +178,7 @@ def recomputing(sums, gradients) -> Implementation:
         arrays = _numbered_from_here(split, arrays._replace(hard_BT=hard_BT, soft_BT=soft_BT))
         slope_BT = slope(settings, arrays, residuals.lse_BT)
         dx_BTD, dw_VD = gradients(settings, arrays, slope_BT, residuals)
-        dx_BTD, dw_VD = split.total(dx_BTD), split.token_total(dw_VD)
+        dx_BTD, dw_VD = split.total(dx_BTD), split.onto_parts(dw_VD)
         return dx_BTD.astype(arrays.x_BTD.dtype), dw_VD.astype(arrays.w_VD.dtype)
 
     return Implementation(lambda *args: forward(*args)[0], forward, backward, is_kernel=True)

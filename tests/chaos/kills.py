@@ -23,12 +23,12 @@ from lab import ROOT, launch, smoke
 from train.metrics import read_metrics
 
 PHASES = ("starting", "restoring", "stepping", "saving", "committing", "anywhere")
-# A process that dies before it has joined the others is waited for (`train.hosts.START_SECONDS`).
+# A process that dies before it has joined the others is waited for (`train.peers.Patience.start`).
 PHASES_OF_SEVERAL = PHASES[1:]
 STEPS, SAVE_EVERY = 60, 3
 PATIENCE = 60  # seconds to wait for a phase that does not come
 SURVIVOR_SECONDS = 30  # in which the other process must have stopped
-LOST = "another process of this run ended"
+LOST = "ended; start all processes again with the same command"  # behind the name of the process
 
 
 @dataclass

@@ -1,12 +1,10 @@
 """Every implementation of attention against the plain one: values, maxima, gradients, what it may not see."""
 
 import functools
-import logging
 import os
 import subprocess
 import sys
 import textwrap
-import typing
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,75 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from attention_lab import check, differentiated, inputs, value_and_gradients
 
-from core.errors import UserError
 from cross_entropy_lab import quickly_compiled
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
-from kernels.attention.cached import cached_attention
-from kernels.cross_entropy.api import IMPLEMENTATIONS as loss_names
-from kernels.rope.api import IMPLEMENTATIONS as rope_names
-from model.config import Kernels
 
 # The GPU's kernels take seconds a test here; a few quick ones are in gpu_test.py.
 IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow)]
 compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
-
-
-def inputs(B, T, N, K, H, dtype=jnp.float32, segments=False, seed=0):
-    """Random (q, k, v), a cotangent for the output, and segment ids or None."""
-    rng = np.random.default_rng(seed)
-    q, k, v, dout = (rng.standard_normal((B, T, heads, H)) for heads in (N, K, K, N))
-    ids = np.cumsum(rng.random((B, T)) < 4 / T, axis=1).astype(np.int32) if segments else None
-    return [jnp.asarray(a, dtype) for a in (q, k, v, dout)], ids
-
-
-def differentiated(attend):
-    """((out, lse, max_logit), (dq, dk, dv)) of (q, k, v, dout); the cotangent of lse is made from that of out."""
-
-    def both(q, k, v, dout):
-        outputs, pull = jax.vjp(attend, q, k, v)
-        return outputs, pull((dout, dout.mean(-1).astype(jnp.float32), jnp.zeros_like(outputs[2])))
-
-    return both
-
-
-def value_and_gradients(attend, *arrays):
-    """Those of `attend`, compiled."""
-    return quickly_compiled(differentiated(attend))(*arrays)
-
-
-def check(implementation, B, T, N, K, H, *, segments=False, mixed=False, window=None, seed=0, stretch=None, **logits):
-    """Forward, maxima and gradients in float32 equal those of the reference in float64, to 1e-5 of the largest.
-
-    With `stretch`, (first, end), of the queries at these positions alone.
-    """
-    arrays, ids = inputs(B, T, N, K, H, segments=segments, seed=seed)
-    ids = ids % 3 if mixed else ids  # so that the id of an earlier document comes again
-    scale, soft_cap = logits.get("scale", H**-0.5), logits.get("soft_cap")
-
-    def attend(*qkv):
-        if stretch is None:
-            options = {"segment_ids_BT": ids, "window": window, **logits}
-            return tuple(attention(*qkv, **options, implementation=implementation))
-        return attention_names[implementation](*qkv, ids, scale, soft_cap, window, first=jnp.int32(stretch[0]))
-
-    def plain(*qkv):
-        return reference.attention(*qkv, ids, scale, soft_cap, window, first=stretch[0] if stretch else 0)
-
-    if stretch is not None:
-        arrays[0], arrays[3] = (a[:, slice(*stretch)] for a in (arrays[0], arrays[3]))
-    ours = value_and_gradients(attend, *arrays)
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arrays]
-        exact = value_and_gradients(plain, *wide)
-    for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(exact)):
-        assert got.dtype == jnp.float32
-        assert got.shape == want.shape
-        largest = max(1.0, np.abs(want).max())
-        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=1e-5 * largest, rtol=1e-5)
 
 
 @pytest.fixture
@@ -375,99 +314,3 @@ def test_sharded_batch_and_heads_give_the_same(implementation):
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_unknown_implementation_names_the_choices():
-    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(ValueError, match=r"'flash'.*auto, gpu, gpu_interpret, reference, tpu, tpu_interpret, xla"):
-        attention(q, k, v, implementation="flash")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"segment_ids_BT": jnp.zeros((1, 4))}, "segment ids should be integers, not float32"),
-        ({"soft_cap": 0.0}, "soft_cap=0.0 should be above 0"),
-        ({"window": 0}, "window=0 should be 1 or more"),
-    ],
-)
-def test_options_without_sense(wrong, message):
-    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with pytest.raises(ValueError, match=message):
-        attention(q, k, v, **wrong)
-    with pytest.raises(ValueError, match=r"q_BTNH \(1, 4, 2\) should have four axes"):
-        attention(q[..., 0], k, v)
-
-
-@pytest.mark.parametrize(
-    ("q", "k", "ids"),
-    [
-        ((1, 4, 3, 8), (1, 4, 2, 8), (1, 4)),
-        ((1, 4, 2, 8), (1, 5, 2, 8), (1, 4)),
-        ((1, 4, 2, 8), (1, 4, 2, 8), (1, 5)),
-    ],
-)
-def test_shapes_that_do_not_fit(q, k, ids):
-    with pytest.raises(ValueError, match="attention"):
-        attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), segment_ids_BT=jnp.zeros(ids, int))
-
-
-def test_a_kernel_of_another_platform_is_refused_in_one_line():
-    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    others = "auto, gpu_interpret, reference, tpu_interpret, xla"
-    with pytest.raises(UserError, match=f"'tpu' does not run on cpu; choose from {others}"):
-        attention(q, k, v, implementation="tpu")
-
-
-def test_what_a_kernel_cannot_take(caplog):
-    """Asked for it is refused; picked by platform, the blocked one runs and the log says so, once."""
-    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8, jnp.float16)
-    with pytest.raises(
-        UserError, match="'tpu_interpret' takes float32 or bfloat16, not queries, keys and values in float16"
-    ):
-        attention(q, k, v, implementation="tpu_interpret")
-    chip = AbstractMesh((1,), ("fsdp",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
-    with caplog.at_level(logging.WARNING), jax.sharding.use_abstract_mesh(chip):
-        for _ in range(2):
-            assert jax.eval_shape(attention, q, k, v).out_BTNH.dtype == jnp.float16
-    (record,) = caplog.records
-    assert "implementation 'xla' on TPU v5 lite" in record.getMessage()
-    assert "takes float32 or bfloat16, not queries, keys and values in float16" in record.getMessage()
-
-
-def test_every_implementation_that_the_config_admits_is_there():
-    hints = typing.get_type_hints(Kernels)
-    for op, names in {"attention": attention_names, "cross_entropy": loss_names, "rope": rope_names}.items():
-        assert set(typing.get_args(hints[op])) == {"auto", *names}
-
-
-def test_choice_is_logged_once(caplog):
-    (q, k, v, _), _ = inputs(1, 4, 2, 1, 8)
-    with caplog.at_level(logging.INFO):
-        attention(q, k, v)
-        attention(q, k, v)
-    assert [r.getMessage() for r in caplog.records if "attention" in r.getMessage()] == [
-        "attention: implementation 'xla', picked for cpu"
-    ]
-
-
-@pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0, "scale": 0.7}, {"window": 5}, {"window": jnp.int32(30)}])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_token_over_a_cache_gives_what_it_gives_in_its_row(options, dtype):
-    """The last token of rows of different lengths; slots behind it hold what an earlier row left there."""
-    (q, k, v, _), _ = inputs(3, 40, 6, 2, 16)
-    q, k, v = (a.astype(dtype) for a in (q, k, v))
-    positions = np.array([0, 17, 39])
-    got = cached_attention(
-        q[np.arange(3), positions],
-        k.transpose(0, 2, 3, 1),
-        v.transpose(0, 2, 1, 3),
-        jnp.asarray(positions),
-        **options,
-    )
-    scale = options.get("scale", 16**-0.5)
-    whole = reference.attention(q, k, v, None, scale, options.get("soft_cap"), options.get("window"))[0]
-    assert got.dtype == dtype
-    bound = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
-    want = whole[np.arange(3), positions].astype(jnp.float32)
-    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=bound, rtol=bound)

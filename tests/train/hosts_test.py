@@ -1,6 +1,8 @@
-"""Several processes that train as one: another number of them, a stop, and what they refuse."""
+"""Several processes that train as one: another number of them, a stop, a loss, a freeze, and what they refuse."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +32,36 @@ def start(workdir, corpus, count, *flags, own=()):
 FLAGS = ("--config.batch.rows=24", "--config.train.log_every=1", "--config.train.eval_every=0")
 
 
+def srun(workdir, corpus, count, *flags, verb="train"):
+    """`count` processes with what srun sets; only where they meet is said by a flag."""
+    meet = f"--coordinator=127.0.0.1:{free_port()}"
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        *([verb] if verb else []),
+        *smoke(workdir, corpus, *flags),
+        meet,
+    ]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **SLURM, "SLURM_STEP_NUM_TASKS": str(count), "SLURM_PROCID": str(number)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for number in range(count)
+    ]
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-3]",
+    "SLURM_STEP_TASKS_PER_NODE": "3",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # half the compiling
+}
+
+
 def ends(processes):
     """Exit codes and what was written to standard error."""
     told = [process.communicate(timeout=200)[1] for process in processes]
@@ -52,7 +84,7 @@ def workdir(finished, tmp_path):
 
 
 def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, tmp_path):
-    steps = "--config.train.steps=150"
+    steps = "--config.train.steps=60"
     two = start(workdir, corpus, 2, steps)
     while not losses(workdir):
         assert all(process.poll() is None for process in two), ends(two)
@@ -75,7 +107,7 @@ def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, t
     )
     assert result.returncode == 0
     ours, theirs = losses(workdir), losses(alone)
-    assert sorted(ours) == list(range(1, 151))
+    assert sorted(ours) == list(range(1, 61))
     early = [step for step in ours if step <= saved + 20]  # later, differences of rounding have grown
     assert [ours[step] for step in early] == pytest.approx([theirs[step] for step in early], abs=1e-4)
 
@@ -91,3 +123,53 @@ def test_what_several_processes_refuse(workdir, corpus, flags, own, message):
     codes, told = ends(start(workdir, corpus, 2, *flags, own=own))
     assert codes == [2, 2], told
     assert message in told[0] + told[1]
+
+
+def test_hosts_that_share_no_folder_are_refused(workdir, finished, corpus, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (other / name).symlink_to(finished / name)
+    codes, told = ends(start(workdir, corpus, 2, own=[f"--workdir={other}"]))
+    assert codes == [2, 2], told
+    assert f"process 1 on {socket.gethostname()}: {other} is not where process 0 writes" in told[1]
+    assert f"process 1 on {socket.gethostname()} ended: {other} is not where" in told[0]
+    assert not [*workdir.glob(".shared-*")]
+
+
+def joined(workdir):
+    return (workdir / "train").exists()
+
+
+@pytest.mark.parametrize(("sent", "when"), [(signal.SIGKILL, joined), (signal.SIGSTOP, losses)])
+def test_a_process_that_is_killed_or_frozen_is_named_by_the_others(workdir, corpus, sent, when):
+    flags = (*FLAGS, "--config.train.steps=2000", "--config.train.silent_seconds=8")
+    three = srun(workdir, corpus, 3, *flags)
+    while not when(workdir):
+        assert all(process.poll() is None for process in three), ends(three)
+        time.sleep(0.02)
+    three[1].send_signal(sent)
+    codes, told = ends([three[0], three[2]])
+    three[1].kill()
+    three[1].communicate()
+    assert codes == [2, 2]
+    what = "ended; start all" if sent == signal.SIGKILL else "does not answer for 8 s; start all"
+    for words in told:
+        assert f"process 1 on {socket.gethostname()} {what} processes again with the same command" in words
+    assert "slurm: process 0 of 3" in told[0]
+    lines = [line for line in told[1].splitlines() if not line.startswith("[Gloo]")]
+    assert len(lines) == 1, told[1]  # process 0 alone tells how the run goes
+
+
+def test_verbs_before_and_after_training_are_the_work_of_process_0(finished, corpus):
+    codes, told = ends(srun(finished, corpus, 2, verb="curate"))
+    assert codes == [0, 0], told
+    assert "is up to date" in told[0]
+    assert told[1] == f"process 1 on {socket.gethostname()}: process 0 runs curate alone\n"
+
+
+def test_a_config_that_is_wrong_is_told_by_each_with_its_name(finished, corpus):
+    codes, told = ends(srun(finished, corpus, 2, "--config.train.steps=-1"))
+    assert codes == [2, 2], told
+    assert told[0].startswith("launch.py: config train: steps=-1")
+    assert told[1].startswith(f"launch.py: process 1 on {socket.gethostname()}: config train: steps=-1")
