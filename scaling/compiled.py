@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +59,10 @@ class Compilation(NamedTuple):
     text: str  # the optimised program; empty where the compiler gave none
 
 
-def program_key(lowered: jax.stages.Lowered, topology: str, slices: int) -> str:
-    """Of what decides the result of compiling."""
+def program_key(lowered: jax.stages.Lowered, topology: str, slices: int, options: Mapping[str, Any]) -> str:
+    """Of what decides the result of compiling; `options` are the compiler's, of which the program says nothing."""
     versions = {name: importlib.metadata.version(name) for name in ("jaxlib", "libtpu")}
-    return fingerprint([lowered.as_text(), topology, slices, versions])
+    return fingerprint([lowered.as_text(), topology, slices, dict(options), versions])
 
 
 def compile_lowered(lowered: jax.stages.Lowered, label: str) -> Compilation:

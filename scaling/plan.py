@@ -26,6 +26,7 @@ from scaling.serving import serving
 from scaling.step_time import StepTime, step_time
 from scaling.topology import lower_step
 from scaling.warnings import unexpected
+from train import step
 from train.run import Program, Run, make_program
 from train.sharding import abstract_mesh, batch_parts, shown
 
@@ -98,7 +99,7 @@ def compile_cached(run: Run, topology: Topology, stage: int, workdir: Path) -> d
     """What the compiler says of a step, from the workdir where the same program has been compiled for the same chips."""
     with compiled.elapsed(f"plan: tracing the step for {topology.name}"):
         lowered = lower_step(run, topology.name, topology.slices, stage)
-    key = compiled.program_key(lowered, topology.name, topology.slices)
+    key = compiled.program_key(lowered, topology.name, topology.slices, step.OVERLAP)
     folder = workdir / FOLDER / CACHE
     path, program = folder / f"{key}.json", folder / f"{key}.hlo.txt.gz"
     if path.exists() and program.exists():
