@@ -272,6 +272,12 @@ class Experiment:
         """What to do with a stage made from something else."""
         return "set_aside" if self.arguments.rebuild else "refuse"
 
+    @property
+    def flags(self) -> list[str]:
+        """What decides the config and the workdir, as typed."""
+        overrides = [f"--config.{key}={value}" for key, value in self.arguments.overrides.items()]
+        return [f"--config={self.arguments.config}", f"--workdir={self.workdir}", *overrides]
+
     @functools.cached_property
     def training(self) -> Any:
         """What training needs, as one record."""
@@ -351,11 +357,9 @@ class Experiment:
         """The page that shows what came out."""
         from evals.report import report
 
-        overrides = [f"--config.{key}={value}" for key, value in self.arguments.overrides.items()]
-        flags = [f"--config={self.arguments.config}", f"--workdir={self.workdir}", *overrides]
         parts = self.parts.items()
         tree = {name: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for name, part in parts}
-        report(tree, self.workdir, command=shlex.join(["python", "launch.py", *flags]))
+        report(tree, self.workdir, command=shlex.join(["python", "launch.py", *self.flags]))
 
     def export(self) -> None:
         """The model for others."""
@@ -369,7 +373,9 @@ class Experiment:
 
         given, name = self.arguments, Path(self.arguments.config).stem
         options = {"slices": given.slices, "stage": given.stage, "search": given.search}
-        plan(self.training, self.workdir, name, given.topology, **options)
+        asked = [f"--topology={given.topology}"] + ([f"--slices={given.slices}"] if given.slices > 1 else [])
+        command = shlex.join(["python", "launch.py", "plan", *self.flags, *asked])
+        plan(self.training, self.workdir, name, given.topology, **options, command=command)
 
     def explain(self) -> None:
         """What a step saw, or which steps saw a document."""

@@ -47,7 +47,17 @@ CHIPS = {
     "h200": Chip("H200 SXM", "NVIDIA H200", 989e12, 141 * GB, 0.75 * 141 * GB, 4800e9, 450e9, 50e9, 8),
     "b200": Chip("B200", "NVIDIA B200", 2250e12, 180 * GB, 0.75 * 180 * GB, 7700e9, 900e9, 50e9, 8),
 }
-EXAMPLES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "v4:4x4x4", "tpu7x:4x4x4", "h100:64", "a100:64", "h200:8", "b200:8")
+EXAMPLES = (
+    "v5e:16x16",
+    "v5p:4x4x4",
+    "v6e:16x16",
+    "v4:4x4x4",
+    "tpu7x:4x4x4",
+    "h100:64",
+    "a100:64",
+    "h200:8",
+    "b200:8",
+)
 
 
 class Topology(NamedTuple):
@@ -96,4 +106,6 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip of a device that is here, by JAX's device_kind."""
     known = {chip.kind: chip for chip in CHIPS.values()}
     exact = known.get(device_kind)
-    return exact or next((chip for kind, chip in known.items() if "NVIDIA" in kind and device_kind.startswith(kind)), None)
+    return exact or next(
+        (chip for kind, chip in known.items() if "NVIDIA" in kind and device_kind.startswith(kind)), None
+    )

@@ -3,8 +3,9 @@
     result = compile_lowered(topology.lower_step(run, "v5e:16x16"), "plan")
     result.memory, result.text, result.buffers
 
-The optimised program comes from the compiler's own dump: `Compiled.as_text()` of JAX 0.10.2 fails on what XLA:TPU makes
-for chips that have SparseCores, such as v5p and v6e. The dump also names the buffers of a program that does not fit.
+The optimised program comes from the compiler's own dump: `Compiled.as_text()` of JAX 0.10.2 fails on what XLA:TPU
+makes for chips that have SparseCores, such as v5p and v6e. The dump also names the buffers of a program that does not
+fit.
 """
 
 import contextlib
@@ -113,7 +114,9 @@ def largest_buffers(assignment: str, op_names: dict[str, str], most: int = 12) -
         first = allocation.partition("\n")[0]
         if "preallocated-temp" not in first or "color" in first:  # colours are other memories than HBM
             continue
-        found = re.findall(r"value: <\d+ ([\w.\-]+)\S* @\d+> \(size=(\d+),offset=(\d+)\): (\w+\[[\d,]*\])", allocation)
+        found = re.findall(
+            r"value: <\d+ ([\w.\-]+)\S* @\d+> \(size=(\d+),offset=(\d+)\): (\w+\[[\d,]*\])", allocation
+        )
         values += [(int(size), int(offset), shape, op_names.get(name, name)) for name, size, offset, shape in found]
     taken: list[tuple[int, int]] = []
     buffers = []

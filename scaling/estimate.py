@@ -2,8 +2,8 @@
 
 The state is laid out by the rules of training (`train/sharding.py`), with the padding that TPUs give the last two
 dimensions. What a layer keeps follows from `model.remat`. Temporaries are what is kept, gradients, copies of weights
-in the dtype of the computation, and the larger of what the loss and what a layer's backward pass need at once. Against
-XLA's own count see `tests/scaling/estimate_test.py`.
+in the dtype of the computation, and the largest of what the loss, a layer's backward pass and the gradient of the
+embedding need at once. `tests/scaling/estimate_test.py` holds it to XLA's own count.
 """
 
 import math
@@ -171,7 +171,7 @@ def _bytes(abstract: Any, shardings: Any, pads: bool) -> float:
 def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, float]:
     """Seconds: products at a share of the peak, attention at its own, collectives by bytes.
 
-    All-gathers of weights are hidden behind products; sums of gradients are not, nor what tensor and context exchange.
+    Gathers of weights are hidden behind products; sums of gradients and what tensor and context exchange are not.
     """
     model, chip, M = run.model, topology.chip, run.train.microbatches
     tensor, context, replica = (mesh.shape[axis] for axis in ("tensor", "context", "replica"))
@@ -190,7 +190,9 @@ def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, f
     sums = weights * M * (splits > 1) + 2 * weights * M / splits * (replica > topology.slices)
     gathers = 2 * weights * M * (splits > 1)
     X = tokens * tensor  # tokens of a device
-    exchanged = 4 * 2 * 2 * X * model.d_model * model.num_layers * (tensor > 1)  # an all-reduce twice a layer and pass
+    exchanged = (
+        4 * 2 * 2 * X * model.d_model * model.num_layers * (tensor > 1)
+    )  # an all-reduce twice a layer and pass
     keys = 2 * model.num_kv_heads * model.head_dim / tensor * X * context * model.num_layers
     exchanged += keys * (2 + 2 + 4) * (context > 1)
     waits = (sums + exchanged) / speed

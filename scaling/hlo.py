@@ -3,8 +3,8 @@
     program = instructions(compile_for_chip("v5e", function, *shapes).as_text())
     sum(instruction.cycles for instruction in program.values())
 
-Estimates exist for what XLA compiles itself (fusions, copies, products), not for Pallas kernels. `executed` walks from
-the entry through fusions and loops, and says how often each instruction runs.
+Estimates exist for what XLA compiles itself (fusions, copies, products), not for Pallas kernels. `executed` walks
+from the entry through fusions and loops, and says how often each instruction runs.
 """
 
 import math
@@ -105,7 +105,9 @@ def _instruction(name: str, rest: str, products: set[str]) -> Instruction:
     target = re.search(r'custom_call_target="([^"]*)"', attributes)
     channel = re.search(r"channel_id=(\d+)", attributes)
     calls = tuple(
-        (how, called) for how, names, one in CALLS.findall(attributes) for called in re.findall(r"[\w.\-]+", names or one)
+        (how, called)
+        for how, names, one in CALLS.findall(attributes)
+        for called in re.findall(r"[\w.\-]+", names or one)
     )
     constant = re.match(r"(\d+)\)", arguments) if opcode[1] == "constant" else None
     return Instruction(
@@ -181,5 +183,7 @@ def executed(program: Program, computation: str | None = None, times: int = 1) -
 
 def trips(program: Program, condition: str) -> int:
     """How often a loop runs: the largest constant of its condition, 1 where there is none."""
-    numbers = [int(i.operands[0]) for i in program.computations.get(condition, ()) if i.opcode == "constant" and i.operands]
+    numbers = [
+        int(i.operands[0]) for i in program.computations.get(condition, ()) if i.opcode == "constant" and i.operands
+    ]
     return max(numbers, default=1)

@@ -33,11 +33,13 @@ from train.sharding import abstract_mesh, batch_parts, shown
 VERSION = 1
 FOLDER, CACHE = "plan", "compiled"
 HOST_WRITES = 0.5e9  # bytes a second of one host into object storage, which nobody promises
-LIBTPU = "the TPU compiler is not installed (`pip install libtpu`, Linux x86-64): times and memory are computed, not compiled"
-GPU = "for GPUs nothing is compiled here: times and memory are computed from shapes"
+LIBTPU = "the TPU compiler is not installed (`pip install libtpu`, Linux x86-64): all is computed from shapes"
+GPU = "for GPUs nothing is compiled here: all is computed from shapes"
 
 
-def make_plan(run: Run, topology: Topology, workdir: Path, stage: int | None = None, *, compiles: bool = True) -> dict:
+def make_plan(
+    run: Run, topology: Topology, workdir: Path, stage: int | None = None, *, compiles: bool = True
+) -> dict:
     """Everything that the page and the text show, as plain JSON."""
     stages = run.batch.plan(run.train.steps)
     number = chosen(stages, stage)
@@ -68,7 +70,7 @@ def make_plan(run: Run, topology: Topology, workdir: Path, stage: int | None = N
         "parameters": run.model.num_parameters,
         "source": "compiled" if result else "computed",
         "compiled_seconds": result["seconds"] if result else None,
-        "memory": _memory(run, topology, program, result, guess),
+        "memory": _memory(topology, result, guess),
         "flops": {"per_token": flops, "per_step": flops * tokens, "peak_per_device": chip.flops},
         "time": _times(times, guess, flops * tokens, topology, tokens),
         "estimate": guess.as_dict(),
@@ -96,7 +98,7 @@ def chosen(stages: tuple[Stage, ...], asked: int | None) -> int:
 
 
 def compile_cached(run: Run, topology: Topology, stage: int, workdir: Path) -> dict[str, Any]:
-    """What the compiler says of a step, from the workdir where the same program has been compiled for the same chips."""
+    """What the compiler says of a step; from the workdir, where the same program has been compiled before."""
     with compiled.elapsed(f"plan: tracing the step for {topology.name}"):
         lowered = lower_step(run, topology.name, topology.slices, stage)
     key = compiled.program_key(lowered, topology.name, topology.slices, step.OVERLAP)
@@ -136,7 +138,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return own | {"offload_optimizer": run.train.offload_optimizer}
 
 
-def _memory(run: Run, topology: Topology, program: Program, result: Any, guess: Estimate) -> dict[str, Any]:
+def _memory(topology: Topology, result: Any, guess: Estimate) -> dict[str, Any]:
     """Bytes of one device by kind; the compiler's where there are any."""
     own = {"parameters": guess.parameters, "optimizer": guess.optimizer, "gradients": guess.gradients}
     own |= {"hbm": topology.chip.hbm, "usable": topology.chip.usable, "host": guess.host}
@@ -145,8 +147,8 @@ def _memory(run: Run, topology: Topology, program: Program, result: Any, guess: 
         return own | {"code": 0, "fits": guess.total <= topology.chip.usable}
     own["buffers"] = result["buffers"]
     if result["memory"] is None:
-        needed = max(result["needs"] + guess.arguments * 0, guess.arguments)
-        return own | {"arguments": guess.arguments, "temporaries": None, "code": 0, "total": needed, "fits": False}
+        own |= {"arguments": guess.arguments, "temporaries": None, "code": 0}
+        return own | {"total": max(result["needs"], guess.arguments), "fits": False}
     parts = result["memory"]
     total = parts["arguments"] + parts["temporaries"] + parts["code"]
     own |= {name: parts[name] for name in ("arguments", "temporaries", "code")}
@@ -158,7 +160,9 @@ def _times(times: StepTime | None, guess: Estimate, flops: float, topology: Topo
     if times:
         own = times._asdict() | {"outside_attention": times.outside_attention, "total": times.total}
         for name in ("collectives", "hidden_collectives"):
-            own[name] = [one._asdict() | {"shown": one.shown} for one in getattr(times, name) if one.seconds > 1e-4][:12]
+            own[name] = [one._asdict() | {"shown": one.shown} for one in getattr(times, name) if one.seconds > 1e-4][
+                :12
+            ]
     else:
         own = guess.times()
     peak = topology.devices * topology.chip.flops
@@ -176,7 +180,13 @@ def _run(stages: tuple[Stage, ...], run: Run, number: int, seconds: float, topol
         tokens += in_stage
         spent += in_stage * run.model.flops_per_token(stage.row_length) / rate
     hours = spent / 3600
-    return {"steps": run.steps, "tokens": tokens, "seconds": spent, "days": hours / 24, "chip_hours": hours * topology.chips}
+    return {
+        "steps": run.steps,
+        "tokens": tokens,
+        "seconds": spent,
+        "days": hours / 24,
+        "chip_hours": hours * topology.chips,
+    }
 
 
 def _checkpoint(program: Program, topology: Topology, mesh: Any) -> dict[str, Any]:
@@ -194,4 +204,3 @@ def _data(stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] | None:
     held = manifest["summary"]["train"]["tokens"]
     wanted = sum(stage.steps * stage.rows * stage.row_length for stage in stages)
     return {"tokens": held, "epochs": wanted / max(held, 1)}
-

@@ -42,12 +42,20 @@ def _head(plan: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
     place, stage, settings = plan["topology"], plan["stage"], plan["settings"]
     slices = f"{place['slices']} slices of " if place["slices"] > 1 else ""
     yield f"Plan of {name} on {slices}{place['name']}", ""
-    how = "the true train step, compiled by XLA for these chips" if plan["source"] == "compiled" else "computed from shapes"
+    how = (
+        "the true train step, compiled by XLA for these chips"
+        if plan["source"] == "compiled"
+        else "computed from shapes"
+    )
     yield f"{how}; nothing was run", ""
     yield "parameters", f"{plan['parameters']:,}"
     yield "chips", f"{place['chips']:,} x {place['chip']} on {place['hosts']:,} hosts"
     yield "mesh", plan["mesh_shown"]
-    which = f"stage {stage['number'] + 1} of {stage['of']} (the most tokens unless --stage=N), " if stage["of"] > 1 else ""
+    which = (
+        f"stage {stage['number'] + 1} of {stage['of']} (the most tokens unless --stage=N), "
+        if stage["of"] > 1
+        else ""
+    )
     rows = f"{stage['rows']:,} rows of {stage['row_length']:,} tokens, {stage['rows'] * stage['row_length']:,} a step"
     yield "batch", which + rows
     parts = f"{settings['microbatches']} microbatches, " if settings["microbatches"] > 1 else ""
@@ -92,7 +100,10 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     guess = plan["estimate"]
     if plan["source"] == "compiled" and memory["temporaries"] is not None:
         real = memory["arguments"] + memory["temporaries"]
-        yield "from shapes alone", f"{gib(guess['total'])}, {guess['total'] / real - 1:+.1%} of what XLA counts without the program"
+        yield (
+            "from shapes alone",
+            f"{gib(guess['total'])}, {guess['total'] / real - 1:+.1%} of what XLA counts without the program",
+        )
     if not memory["fits"]:
         for name, size in guess["largest"][:4]:
             yield f"  {name}", gib(size)
@@ -101,7 +112,10 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _run(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     run, saved, data = plan["run"], plan["checkpoint"], plan["data"]
     yield "steps", f"{run['steps']:,}, {count(run['tokens'])} tokens"
-    yield "time", f"{run['days']:,.1f} days without interruptions" if run["days"] >= 1 else f"{run['days'] * 24:,.2f} hours"
+    yield (
+        "time",
+        f"{run['days']:,.1f} days without interruptions" if run["days"] >= 1 else f"{run['days'] * 24:,.2f} hours",
+    )
     yield "chip-hours", f"{run['chip_hours']:,.0f}"
     writing = f"{saved['hosts']:,} hosts at {saved['host_writes'] / 1e9:g} GB/s each, assumed"
     yield "checkpoint", f"{saved['bytes'] / 1e9:,.1f} GB, {saved['seconds']:,.1f} s to write ({writing})"
@@ -115,6 +129,23 @@ def _serving(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     own, chip = plan["serving"], plan["topology"]["chip"]
     devices = f"{own['devices']} x {chip}"
     yield "weights", f"{own['weights'] / 1e9:.2f} GB in bfloat16, on {devices}"
-    yield "KV cache", f"{own['cache_per_token']:,} bytes a token, {gib(own['cache_per_token'] * own['context'])} at {own['context']:,}"
+    yield (
+        "KV cache",
+        f"{own['cache_per_token']:,} bytes a token, {gib(own['cache'])} at {own['context']:,} tokens",
+    )
     yield "one sequence", f"{own['single']:,.0f} tokens/s at most, by memory bandwidth"
     yield f"{own['batch']:,} sequences", f"{own['batched']:,.0f} tokens/s at most, which fill the memory"
+
+
+def search_text(search: Mapping[str, Any]) -> str:
+    """The ways that were tried, a line each."""
+    lines = [f"{search['tried']:,} ways to split the run, {search['fit']:,} fit by the estimate"]
+    width = max(len(one["shown"]) for one in search["ways"])
+    for one in search["ways"]:
+        by = "compiled" if one["source"] == "compiled" else "estimated"
+        figures = f"{seconds(one['seconds'])}, {gib(one['bytes'])}, {by}"
+        lines.append(f"  {one['shown']:<{width}}  {figures}  {'BEST' if one['best'] else one['why']}")
+    if search["more"]:
+        lines.append(f"  and {search['more']:,} more")
+    lines.append(f"best: {search['flags'] or 'the config as it is'}")
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Which mesh, microbatches and remat policy: all that split, by the estimate; the best few compiled.
 
-    ways = candidates(run, topology, stage)
-    ranked = rank(run, topology, stage, ways)
+ways = candidates(run, topology, stage)
+ranked = rank(run, topology, stage, ways)
 """
 
 import dataclasses

@@ -17,7 +17,8 @@ class Serving(NamedTuple):
 
     devices: int  # a power of two, heads and vocabulary split over them
     weights: int  # bytes
-    cache_per_token: int  # bytes of a sequence, in layers that see all of it
+    cache_per_token: int  # bytes
+    cache: int  # bytes of a sequence; a layer with a sliding window needs no more than that
     context: int  # tokens of a sequence
     single: float  # tokens a second of one sequence
     batch: int  # sequences of the full context that fill the memory
@@ -36,9 +37,8 @@ def serving(model: ModelConfig, chip: Chip, context: int) -> Serving:
     bandwidth = devices * chip.bandwidth
     batch = int((devices * chip.usable - weights) // cache)
     batched = batch * bandwidth / (read + batch * cache)
-    return Serving(
-        devices, weights, cache_bytes(model, 1), context, bandwidth / (read + cache), batch, batched
-    )
+    single = bandwidth / (read + cache)
+    return Serving(devices, weights, cache_bytes(model, 1), cache, context, single, batch, batched)
 
 
 def cache_bytes(model: ModelConfig, context: int) -> int:

@@ -1,4 +1,4 @@
-"""How long a step takes, from a compiled program: the compiler's cycles, kernels by their FLOPs, collectives by bytes.
+"""How long a step takes, from a compiled program: cycles by the compiler, kernels by FLOPs, collectives by bytes.
 
 Cycles are XLA's own estimates times the trips of the loops around them. A Pallas kernel has none: it is charged the
 FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own. Collectives that the compiler
@@ -77,7 +77,9 @@ def step_time(text: str, topology: Topology, model: ModelConfig, tokens: int, ro
         for own, way in _collectives(run, program):
             found = _collective(own, run.times, way, topology)
             if way == "hidden":
-                hidden[own.channel, own.opcode, found.bytes] = found  # its start, its pieces and its end share a channel
+                hidden[own.channel, own.opcode, found.bytes] = (
+                    found  # its start, its pieces and its end share a channel
+                )
             elif found.bytes:
                 exposed.append(found)
     charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)

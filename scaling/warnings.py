@@ -30,7 +30,9 @@ def unexpected(
             if 2 * size <= SMALL or any(size in sizes for sizes in split.values()):
                 continue
             if what := _what(shape, size, split, model, stage, tokens, context if one.devices == context else 1):
-                lines.append(f"unexpected all-gather of {what}: {'x'.join(map(str, shape))}, {one.times:,} times a step")
+                lines.append(
+                    f"unexpected all-gather of {what}: {'x'.join(map(str, shape))}, {one.times:,} times a step"
+                )
     return sorted(set(lines))
 
 
