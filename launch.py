@@ -356,10 +356,12 @@ class Experiment:
     def report(self) -> None:
         """The page that shows what came out."""
         from evals.report import report
+        from scaling.here import predict
 
+        command = shlex.join(["python", "launch.py", *self.flags])
         parts = self.parts.items()
         tree = {name: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for name, part in parts}
-        report(tree, self.workdir, command=shlex.join(["python", "launch.py", *self.flags]))
+        report(tree, self.workdir, command=command, predict=functools.partial(predict, self.training))
 
     def export(self) -> None:
         """The model for others."""

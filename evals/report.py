@@ -24,10 +24,11 @@ from data.config import BatchConfig
 from evals import draw, figures
 from evals.figures import column, quantity
 from evals.found import VERBS, Found, read
+from evals.planned import PLAN, Predict, planned_and_measured
 from train import goodput
 from train.run import HISTORY
 
-VERSION = 2
+VERSION = 3
 FOLDER = "report"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 XZ = "xz -9e"
@@ -42,15 +43,20 @@ GOODPUT = {
 }
 
 
-def report(config: Mapping[str, Any], workdir: Path, *, command: str | None = None) -> Path:
-    """Makes `workdir/report/report.html` and `loss.png`; `command` is shown as the way to do it all again."""
+def report(
+    config: Mapping[str, Any], workdir: Path, *, command: str | None = None, predict: Predict | None = None
+) -> Path:
+    """Makes `workdir/report/report.html` and `loss.png`; `command` is shown as the way to do it all again.
+
+    `predict` says how long a step should take on the devices at hand.
+    """
     stage = Stage(workdir / FOLDER, _spec(config, workdir), stale="replace")
     path, image = stage.folder / "report.html", stage.folder / "loss.png"
     if stage.finished:
         say(f"report: {stage.folder} is up to date")
         return path
     found = read(config, workdir)
-    _page(found, command).write(path)
+    _page(found, command, predict).write(path)
     with atomic_write(image) as file:
         draw.png(figures.loss(found.rows), file)
     stage.finish([path, image], {"step": found.step})
@@ -59,12 +65,17 @@ def report(config: Mapping[str, Any], workdir: Path, *, command: str | None = No
 
 
 def _spec(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    inputs = [f"{name}/{MANIFEST}" for name in VERBS] + ["train/metrics.jsonl", f"train/{HISTORY}", "eval/eval.json"]
+    inputs = [f"{name}/{MANIFEST}" for name in VERBS] + [
+        "train/metrics.jsonl",
+        f"train/{HISTORY}",
+        "eval/eval.json",
+        str(PLAN),
+    ]
     hashes = {name: hash_file(workdir / name) for name in inputs if (workdir / name).exists()}
     return {"version": VERSION, "config": fingerprint(config), "inputs": hashes}
 
 
-def _page(found: Found, command: str | None) -> Page:
+def _page(found: Found, command: str | None, predict: Predict | None) -> Page:
     footer = f"Quintet report {VERSION}, made from {found.workdir.resolve()}"
     page = Page(found.name, *_lead(found), footer=footer)
     _state(page, found)
@@ -74,6 +85,7 @@ def _page(found: Found, command: str | None) -> Page:
         ("Beside compressors", _compressors, found.result, "eval"),
         ("While training", _dynamics, found.rows, "train"),
         ("Goodput", _goodput, found.rows, "train"),
+        ("Planned and measured", functools.partial(_planned, predict), found.rows, "train"),
         ("Data", _data, found.summary("curated"), "curate"),
         ("Tokenizer", _tokenizer, found.summary("tokens"), "tokenize"),
         ("Samples", _samples, found.result, "eval"),
@@ -261,6 +273,10 @@ def _goodput(page: Page, found: Found) -> None:
     draw.Sheet(page).figure("goodput", functools.partial(figures.goodput, seconds), alt)
     rows = [(GOODPUT[kind], own, 100 * own / total) for kind, own in seconds.items()]
     page.table(["what", "seconds", "share, %"], rows)
+
+
+def _planned(predict: Predict | None, page: Page, found: Found) -> None:
+    planned_and_measured(page, found, predict)
 
 
 def _data(page: Page, found: Found) -> None:

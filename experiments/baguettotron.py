@@ -33,6 +33,10 @@ def get_config() -> ConfigDict:
     config.optim.decay_fraction = 0.2
     config.optim.b2 = 0.95
     config.optim.weight_decay = 0.01
+    config.mesh = ConfigDict()
+    config.mesh.replica = (
+        16  # all parameters on each of 16 chips: a sixteenth of 576 features is no work for a product
+    )
     config.train = ConfigDict()
     config.train.steps = 381_470  # 200B tokens
     config.train.microbatches = 8  # one row at a time on each of 16 chips

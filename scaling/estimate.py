@@ -6,6 +6,7 @@ in the dtype of the computation, and the largest of what the loss, a layer's bac
 embedding need at once. `tests/scaling/estimate_test.py` holds it to XLA's own count.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -125,9 +126,9 @@ def kept(model: ModelConfig, tensor: int, lanes: int) -> float:
     """Numbers that a layer keeps of a token on a device, in the dtype of the computation."""
     D, F = model.d_model, model.d_ff / tensor
     N, K = model.num_heads / tensor, max(1.0, model.num_kv_heads / tensor)
-    H = -(-model.head_dim // lanes) * lanes
+    H, wide = model.head_dim, -(-model.head_dim // lanes) * lanes
     gates = 1 if model.feed_forward == "relu2" else 2
-    attention = 2 * N * H + 2 * K * H + 2 * N  # queries, outputs, keys, values, and a float32 sum a head
+    attention = N * H + N * wide + 2 * K * H + 2 * N  # queries, outputs, keys and values, and a float32 sum a head
     return {
         "full": D,
         "attention": D + attention,
@@ -154,18 +155,24 @@ def recomputed(model: ModelConfig) -> float:
 
 
 def _bytes(abstract: Any, shardings: Any, pads: bool) -> float:
-    """Of the part of a tree that a device holds; TPUs pad the last two dimensions to tiles of 8 by 128."""
+    """Of the part of a tree that a device holds; on TPUs in tiles of 8 by 128, along the dimensions that fit best."""
 
-    def one(array: jax.ShapeDtypeStruct, sharding: Any) -> int:
-        shape = list(sharding.shard_shape(array.shape))
-        if pads and shape:
-            shape[-1] = -(-shape[-1] // 128) * 128
-        if pads and len(shape) > 1:
-            tile = next((rows for rows in (1, 2, 4) if shape[-2] <= rows), 8)
-            shape[-2] = -(-shape[-2] // tile) * tile
-        return math.prod(shape) * array.dtype.itemsize
+    def one(array: jax.ShapeDtypeStruct, sharding: Any) -> float:
+        shape = sharding.shard_shape(array.shape)
+        size = math.prod(shape) * array.dtype.itemsize
+        if not pads or not shape:
+            return size
+        pairs = itertools.permutations(shape, 2) if len(shape) > 1 else [(1, shape[0])]
+        return size * min(_padded(rows, 8) * _padded(lanes, 128) for rows, lanes in pairs)
 
     return float(sum(jax.tree.leaves(jax.tree.map(one, abstract, shardings))))
+
+
+def _padded(length: int, tile: int) -> float:
+    """How many times as long a dimension is in whole tiles; few rows have smaller ones."""
+    if tile == 8 and length < 8:
+        tile = next(rows for rows in (1, 2, 4, 8) if length <= rows)
+    return -(-length // tile) * tile / length
 
 
 def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, float]:

@@ -55,7 +55,9 @@ def make_plan(
     elif compiles:
         result = compile_cached(run, topology, number, workdir)
         times = read_times(result, run, topology, own)
-        if result["memory"] and times is None:
+        if result["memory"] is None:
+            notes.append("it does not fit, so the step time is computed from shapes")
+        elif times is None:
             notes.append(f"the compiler counts no cycles for {chip.name}: the step time is computed from shapes")
     flops = run.model.flops_per_token(own.row_length)
     tokens = own.rows * own.row_length
@@ -101,7 +103,7 @@ def compile_cached(run: Run, topology: Topology, stage: int, workdir: Path) -> d
     """What the compiler says of a step; from the workdir, where the same program has been compiled before."""
     with compiled.elapsed(f"plan: tracing the step for {topology.name}"):
         lowered = lower_step(run, topology.name, topology.slices, stage)
-    key = compiled.program_key(lowered, topology.name, topology.slices, step.OVERLAP)
+    key = compiled.program_key(lowered, topology.name, topology.slices, step.OVERLAP | step.SAFE)
     folder = workdir / FOLDER / CACHE
     path, program = folder / f"{key}.json", folder / f"{key}.hlo.txt.gz"
     if path.exists() and program.exists():

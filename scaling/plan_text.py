@@ -1,5 +1,6 @@
 """A plan as text: what one would send with a request for chips."""
 
+import collections
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,10 @@ def text(plan: Mapping[str, Any], name: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _hosts(number: int) -> str:
+    return f"{number:,} hosts" if number > 1 else "1 host"
+
+
 def _head(plan: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
     place, stage, settings = plan["topology"], plan["stage"], plan["settings"]
     slices = f"{place['slices']} slices of " if place["slices"] > 1 else ""
@@ -49,7 +54,7 @@ def _head(plan: Mapping[str, Any], name: str) -> Iterator[tuple[str, str]]:
     )
     yield f"{how}; nothing was run", ""
     yield "parameters", f"{plan['parameters']:,}"
-    yield "chips", f"{place['chips']:,} x {place['chip']} on {place['hosts']:,} hosts"
+    yield "chips", f"{place['chips']:,} x {place['chip']} on {_hosts(place['hosts'])}"
     yield "mesh", plan["mesh_shown"]
     which = (
         f"stage {stage['number'] + 1} of {stage['of']} (the most tokens unless --stage=N), "
@@ -107,6 +112,14 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not memory["fits"]:
         for name, size in guess["largest"][:4]:
             yield f"  {name}", gib(size)
+        for (shape, made), number in _counted(memory["buffers"])[:4]:
+            size = next(one["bytes"] for one in memory["buffers"] if one["shape"] == shape)
+            yield f"  {number} x {shape}", f"{gib(size)} each, from {made.rpartition('closed_call/')[2]}"
+
+
+def _counted(buffers: list[Mapping[str, Any]]) -> list[tuple[tuple[str, str], int]]:
+    """Buffers that are alike, with how many there are; the largest first."""
+    return list(collections.Counter((one["shape"], one["op_name"]) for one in buffers).items())
 
 
 def _run(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -117,7 +130,7 @@ def _run(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{run['days']:,.1f} days without interruptions" if run["days"] >= 1 else f"{run['days'] * 24:,.2f} hours",
     )
     yield "chip-hours", f"{run['chip_hours']:,.0f}"
-    writing = f"{saved['hosts']:,} hosts at {saved['host_writes'] / 1e9:g} GB/s each, assumed"
+    writing = f"{_hosts(saved['hosts'])} at {saved['host_writes'] / 1e9:g} GB/s each, assumed"
     yield "checkpoint", f"{saved['bytes'] / 1e9:,.1f} GB, {saved['seconds']:,.1f} s to write ({writing})"
     if data:
         yield "shards", f"{count(data['tokens'])} tokens in the workdir: {data['epochs']:,.2f} epochs"

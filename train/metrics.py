@@ -60,7 +60,9 @@ class Journal:
         tokens = self.plan.tokens_before(step)
         rate = (tokens - self.plan.tokens_before(self.step)) / elapsed
         self.step, self.seconds = step, self.seconds + elapsed
-        self.write(step, {**values, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row()})
+        self.write(
+            step, {**values, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row(), **device_memory()}
+        )
         self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -87,6 +89,13 @@ class Journal:
         self.file.close()
         self.events.close()
         self.bar.finish(f"{self.step:,} of {self.bar.total:,} steps")
+
+
+def device_memory() -> dict[str, int]:
+    """The most bytes that a device of this process ever held, where they are counted (not on CPUs)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [own["peak_bytes_in_use"] for own in stats if "peak_bytes_in_use" in own]
+    return {"memory_peak_bytes": max(peaks)} if peaks else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

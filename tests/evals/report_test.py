@@ -189,7 +189,7 @@ def test_a_missing_stage_is_named_with_its_verb(workdir, folder, verb):
 
 def test_an_empty_workdir_makes_a_page(tmp_path):
     text = page(tmp_path / "new", {})
-    assert text.count("Nothing here yet") == 7
+    assert text.count("Nothing here yet") == 8
     assert "<h1>new</h1>" in text
 
 
