@@ -61,9 +61,12 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = Non
     sizes = _sizes(config, len(devices), slices)
     if slices > 1:  # replica is the outer axis, and goes over the network between slices
         inner = (sizes[0] // slices, *sizes[1:])
-        arranged = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1, 1), devices)
-        return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def abstract_mesh(config: MeshConfig, devices: int, slices: int = 1) -> AbstractMesh:
