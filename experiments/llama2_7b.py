@@ -36,5 +36,5 @@ def get_config() -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.train = ConfigDict()
     config.train.steps = 476_837  # 2T tokens
-    config.train.microbatches = 16  # one row at a time on each of 64 chips
+    config.train.microbatches = 8  # two rows at a time on each of 64 chips
     return config.lock()

@@ -1,9 +1,10 @@
 """SmolLM3-3B's first stage: 3.1B parameters, rows of 4,096 tokens, 2.1M tokens a step.
 
+    python launch.py plan --config=experiments/smollm3_3b.py --topology=v5e:16x16
     python launch.py --config=experiments/smollm3_3b.py --config.data.path=DIR --config.tokenizer.path=FILE
 
-Expected time: see docs/pods.md.
-Expected result: not trained here.
+Expected time: by its plan 1.19 s a step, 65 days on 256 chips of v5e; nothing of this size was run.
+Expected result: 3,075,098,624 parameters, and a plan that takes 11.3 of 15.75 GiB a chip.
 """
 
 from ml_collections import ConfigDict

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from core.files import fingerprint
 from core.page import printable
-from evals import draw, figures
+from evals import draw, figures, planned
 from evals.report import report
 
 SOURCES = {
@@ -260,3 +261,50 @@ def test_many_sources_are_added_up():
 )
 def test_quantities(number, unit, text):
     assert figures.quantity(number, unit) == text
+
+
+PLAN = {
+    "source": "compiled",
+    "topology": {"name": "v5e:2x2", "devices": 4, "device_kind": "TPU v5 lite"},
+    "stage": {"rows": 4, "row_length": 32},
+    "time": {"total": 0.1},
+    "memory": {"total": 2e9},
+}
+
+
+def on(monkeypatch, kind, number):
+    """As on devices that are not here."""
+    device = types.SimpleNamespace(platform="tpu", device_kind=kind)
+    monkeypatch.setattr(planned.jax, "devices", lambda: [device] * number)
+    monkeypatch.setattr(planned.jax, "device_count", lambda: number)
+
+
+def with_memory(workdir):
+    path = workdir / "train" / "metrics.jsonl"
+    rows = [json.loads(line) | {"memory_peak_bytes": 3_000_000_000} for line in path.read_text().splitlines()[:-1]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_planned_and_measured_stand_side_by_side(workdir, monkeypatch):
+    write(workdir / "plan" / "plan.json", PLAN)
+    with_memory(workdir)
+    on(monkeypatch, "TPU v5 lite", 4)
+    text = page(workdir)  # 128 tokens a step, a thousand a second
+    assert "<td>seconds a step</td><td>0.1</td><td>0.128</td><td>1.28</td>" in text
+    assert "<td>tokens a second</td><td>1,280</td><td>1,000</td><td>0.78</td>" in text
+    assert "<td>memory of one device</td><td>2 GB</td><td>3 GB</td><td>1.50</td>" in text
+
+
+def test_a_plan_of_other_devices_is_not_compared(workdir, monkeypatch):
+    write(workdir / "plan" / "plan.json", PLAN)
+    on(monkeypatch, "TPU v4", 8)
+    text = page(workdir, predict=lambda: {"seconds": 0.256, "bytes": 1e9})
+    assert "The plan of this workdir is of 4 x TPU v5 lite, this report was made on 8 x TPU v4." in text
+    assert "<td>seconds a step</td><td>0.256</td><td>0.128</td><td>0.50</td>" in text
+    assert "Planned from shapes alone for 8 x TPU v4" in text
+    assert "does not say how much memory it holds" in text
+
+
+def test_without_a_known_peak_only_the_measured_is_shown(text):
+    assert "No peak is known of the devices of this report" in text
+    assert "<td>seconds a step</td><td>-</td><td>0.128</td><td>-</td>" in text

@@ -1,0 +1,313 @@
+"""The verb `plan`, from its command line to plan.json: with the TPU compiler, without it, and for GPUs."""
+
+import importlib.util
+import json
+import re
+import shutil
+
+import pytest
+
+import launch
+from core.files import fingerprint
+from scaling.chips import CHIPS, chip_of, parse_topology
+from scaling.compiled import largest_buffers, read_text
+from scaling.search import Way, candidates, fitting, nearest
+from scaling.step_time import Collective
+from scaling.topology import CHIPS as COMPILED_CHIPS
+from scaling.warnings import unexpected
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="no libtpu wheel for this platform: the TPU compiler is missing",
+)
+CONFIG = """
+from ml_collections import ConfigDict
+from experiments import smoke
+def get_config():
+    config = smoke.get_config()
+    with config.unlocked():
+        config.model = {model}
+        config.batch.rows, config.batch.row_length = 32, 512
+        config.train.microbatches = 2
+        config.optim.warmup_steps = 1
+    return config
+"""
+MODEL = {
+    "vocab_size": 4096,
+    "num_layers": 6,
+    "d_model": 512,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 128,
+    "d_ff": 2048,
+    "dtype": "bfloat16",
+    "remat": "branches",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG.replace("{model}", repr(MODEL)))
+    return path
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    """As on a machine without libtpu."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else real(name, *rest)
+    )
+
+
+def plan(config, workdir, *flags):
+    """The verb; its exit code and plan.json."""
+    code = launch.main(["plan", f"--config={config}", f"--workdir={workdir}", *flags])
+    path = workdir / "plan" / "plan.json"
+    return code, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def compiled(config, tmp_path_factory):
+    """A plan that XLA compiled once, for all tests that look at it."""
+    workdir = tmp_path_factory.mktemp("compiled")
+    code, found = plan(config, workdir, "--topology=v5e:2x2")
+    assert code == 0
+    return workdir, found
+
+
+@needs_libtpu
+def test_a_compiled_plan_has_all_its_parts(compiled):
+    workdir, found = compiled
+    assert found["source"] == "compiled"
+    memory, time = found["memory"], found["time"]
+    assert memory["fits"]
+    assert memory["arguments"] >= memory["parameters"] + memory["optimizer"] > 0.7 * memory["arguments"]
+    assert time["outside_attention"] == pytest.approx(
+        time["compute"] + sum(time["kernels"].values()) + time["exposed"]
+    )
+    assert time["total"] == pytest.approx(time["outside_attention"] + time["attention"])
+    assert 0 < time["mfu"] < 1
+    assert found["run"]["chip_hours"] == pytest.approx(found["run"]["seconds"] / 3600 * 4)
+    assert found["warnings"] == []
+    page = (workdir / "plan" / "plan.html").read_text()
+    assert page.count("<svg") == 4  # two pictures, each for a desktop and a phone
+    assert f"{found['parameters']:,}" in page
+
+
+@needs_libtpu
+def test_the_estimate_is_within_15_percent(compiled):
+    memory, guess = compiled[1]["memory"], compiled[1]["estimate"]
+    assert guess["arguments"] == pytest.approx(memory["arguments"], rel=0.02)
+    assert guess["total"] == pytest.approx(memory["arguments"] + memory["temporaries"], rel=0.15)
+
+
+@needs_libtpu
+def test_cycles_are_those_of_a_plain_count(compiled):
+    """Estimates at the ends of lines times the trips of the loops around them, counted without the parser."""
+    workdir, found = compiled
+    text = read_text(next((workdir / "plan" / "compiled").glob("*.gz")))
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)[1]
+
+    def cycles(name):
+        total = 0
+        for line in bodies[name].splitlines():
+            if known := re.search(r'"estimated_cycles":"(\d+)"', line):
+                total += int(known[1])
+            elif loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
+                trips = max(map(int, re.findall(r" constant\((\d+)\)", bodies[loop[1]])), default=1)
+                total += trips * cycles(loop[2])
+            elif called := re.search(r" (?:fusion|call|async-start)\(.*(?:calls|to_apply)=%?([\w.\-]+)", line):
+                total += cycles(called[1])
+        return total
+
+    assert found["time"]["compute"] == pytest.approx(cycles(entry) / CHIPS["v5e"].clock)
+
+
+@needs_libtpu
+def test_the_same_plan_is_not_compiled_again(compiled, config, tmp_path, capsys):
+    shutil.copytree(compiled[0], tmp_path, dirs_exist_ok=True)
+    _, found = plan(config, tmp_path, "--topology=v5e:2x2")
+    said = capsys.readouterr()
+    assert "compiled already" in said.err
+    assert found["time"] == compiled[1]["time"]
+    first = said.out.index("step time outside attention")
+    assert first < said.out.index("attention  ", first + 30) < said.out.index("MFU")
+    assert "fits" in said.out
+    assert "DOES NOT" not in said.out
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_what_would(config, tmp_path, capsys):
+    own = ["--config.batch.rows=65536", "--config.model.remat=none"]
+    code, found = plan(config, tmp_path, "--topology=v5e:2x2", *own)
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.count("\n") == said.err.count("plan:") + 1  # progress, then one line
+    assert not found["memory"]["fits"]
+    assert found["memory"]["buffers"][0]["bytes"] > 1e9
+    assert re.search(r"small does not fit v5e:2x2: .* of 15.75 GiB .* would fit", said.err)
+    assert "DOES NOT FIT" in said.out
+    flags = re.search(r"(--config\.train\.microbatches=\d+)", said.err)[1]
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}", *own, flags])
+    run = launch.open_experiment(arguments).training
+    assert nearest(run, parse_topology("v5e:2x2"), run.batch.plan(run.train.steps)[0]) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], r"plan needs --topology=KIND:SHAPE, for example v5e:16x16"),
+        (["--topology=v9:2x2"], r"topology v9:2x2 is of no known kind; did you mean v4\?; for example"),
+        (["--topology=v5e:2"], r"topology v5e:2 is not of the form v5e:AxB"),
+        (["--topology=h100:2x2"], r"topology h100:2x2 is not of the form h100:NUMBER"),
+        (["--topology=h100:8", "--slices=2"], r"--slices=2 is for TPUs"),
+        (["--topology=h100:8", "--stage=2"], r"--stage=2 is not a stage of this config; it has 1 to 1"),
+        (["--topology=h100:8", "--config.mesh.tensor=3"], r"config mesh: fsdp 2 x tensor 3 is not the 8 devices"),
+        (["--topology=h100:16", "--config.mesh.tensor=16"], r"config mesh: tensor=16 does not divide K=1 of params"),
+        (["--topology=h100:64"], r"config batch.rows=32 is not a multiple of the 64 devices"),
+        (["--topology=h100:3", "--search"], r"no mesh of 3 devices splits 32 rows of 512 tokens"),
+    ],
+)
+def test_bad_input_is_one_line(config, tmp_path, capsys, flags, line):
+    code, found = plan(config, tmp_path, *flags)
+    assert (code, found) == (2, None)
+    said = capsys.readouterr().err
+    assert re.search(line, said), said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_the_compiler_it_is_computed(config, tmp_path, capsys):
+    code, found = plan(config, tmp_path, "--topology=v5e:2x2")
+    assert code == 0
+    assert found["source"] == "computed"
+    assert "pip install libtpu" in capsys.readouterr().out
+    assert found["time"]["total"] > found["time"]["ideal"]
+
+
+def test_gpus_are_computed_and_it_is_said(config, tmp_path, capsys):
+    code, found = plan(config, tmp_path, "--topology=h100:8")
+    assert code == 0
+    assert "for GPUs nothing is compiled here" in capsys.readouterr().out
+    assert found["topology"] | {"device_kind": 0} == {
+        "name": "h100:8", "slices": 1, "devices": 8, "chips": 8, "hosts": 1, "chip": "H100 SXM", "device_kind": 0,
+    }  # fmt: skip
+
+
+def test_epochs_of_the_shards(config, tmp_path, capsys):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    manifest = {"spec": {}, "complete": True, "files": {}, "summary": {"train": {"tokens": 100_000}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": fingerprint(manifest)}))
+    _, found = plan(config, tmp_path, "--topology=h100:8")
+    assert found["data"]["epochs"] == pytest.approx(found["run"]["tokens"] / 100_000)
+    assert "100k tokens in the workdir: 6.55 epochs" in capsys.readouterr().out
+
+
+def test_the_longest_stage_is_planned_unless_another_is_asked_for(config, tmp_path):
+    stages = "[{'tokens': 1000000}, {'tokens': 500000, 'row_length': 1024}]"
+    own = [f"--config.batch.stages={stages}", "--config.train.steps=0", "--topology=h100:8"]
+    _, first = plan(config, tmp_path, *own)
+    _, second = plan(config, tmp_path, *own, "--stage=2")
+    assert (first["stage"]["number"], second["stage"]["number"]) == (0, 1)
+    assert second["stage"]["row_length"] == 1024
+    assert first["run"]["tokens"] == second["run"]["tokens"] == pytest.approx(1.5e6, rel=0.01)
+
+
+def test_the_search_prefers_what_fits(config, tmp_path, capsys):
+    code, found = plan(config, tmp_path, "--topology=h100:8", "--search", "--config.batch.rows=65536")
+    assert code == 0
+    ways = found["search"]["ways"]
+    assert ways[0]["best"]
+    assert all(one["why"] for one in ways[1:])
+    assert found["search"]["fit"] < found["search"]["tried"]
+    assert any("does not fit" in one["why"] for one in ways)
+    quicker = [one for one in ways[1:] if one["seconds"] < ways[0]["seconds"] - 1e-3]
+    assert all("does not fit" in one["why"] for one in quicker)
+    said = capsys.readouterr().out
+    assert f"best: {found['search']['flags']}" in said
+    assert said.index("BEST") < said.index("Plan of small")
+
+
+def test_every_way_multiplies_to_the_devices(config, tmp_path):
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
+    run = launch.open_experiment(arguments).training
+    stage = run.batch.plan(run.train.steps)[0]
+    for name, slices in (("v5e:4x4", 1), ("v5e:2x2", 2)):
+        topology = parse_topology(name, slices)
+        ways = list(candidates(run, topology, stage))
+        assert ways
+        for way in ways:
+            assert way.replica * way.fsdp * way.tensor * way.context == topology.devices
+            assert stage.rows % (way.replica * way.fsdp * way.microbatches) == 0
+            assert way.replica % slices == 0
+
+
+def gathered(*shape, devices=4):
+    return Collective("all-gather", (shape,), devices, 12, 1.0, False, 1.0, "")
+
+
+def test_unexpected_exchanges_are_named(config, tmp_path):
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
+    run = launch.open_experiment(arguments).training
+    stage = run.batch.plan(run.train.steps)[0]
+
+    def told(*shape, context=1):
+        return unexpected((gathered(*shape),), run.model, stage, 8, context, 1)
+
+    assert (
+        told(1, 512, 2048)
+        == told(2048, 512)
+        == told(4096, 512)
+        == told(512, 2, 128)
+        == told(
+            64,
+        )
+        == []
+    )
+    assert told(6, 512, 2048) == [
+        "unexpected all-gather of all layers' feed-forward weights at once: 6x512x2048, 12 times a step"
+    ]
+    assert "of logits" in told(2, 512, 4096)[0]
+    assert "of hidden states" in told(16, 512, 512)[0]
+    assert told(8, 512, 128, context=4) == []  # keys and values of whole rows
+    reduced = gathered(16, 512, 512)._replace(opcode="all-reduce")
+    assert unexpected((reduced,), run.model, stage, 8, 1, 1) == []
+
+
+def test_buffers_do_not_overlap():
+    assignment = """\
+BufferAssignment:
+allocation 0: size 900, page 0, parameter 0:
+ value: <1 a @0> (size=900,offset=0): f32[225]{0}
+allocation 1: size 600, page 0, preallocated-temp:
+ value: <2 b.1 @0> (size=400,offset=0): f32[100]{0}
+ value: <3 c{0} @0> (size=300,offset=200): f32[75]{0}
+ value: <4 d @0> (size=200,offset=400): bf16[100]{0}
+allocation 2: size 9999, color 1, page 0, preallocated-temp:
+ value: <5 e @0> (size=9999,offset=0): f32[100]{0}
+"""
+    found = largest_buffers(assignment, {"b.1": "jit(step)/dot_general"})
+    assert [(one.bytes, one.shape, one.op_name) for one in found] == [
+        (400, "f32[100]", "jit(step)/dot_general"),
+        (200, "bf16[100]", "d"),
+    ]
+
+
+def test_chips_are_those_that_are_compiled_for_and_found():
+    assert COMPILED_CHIPS.keys() <= CHIPS.keys()
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"]
+    assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of("cpu") is None
+
+
+def test_margins_and_ways_are_plain(config, tmp_path):
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
+    run = launch.open_experiment(arguments).training
+    topology, stage = parse_topology("h100:8"), run.batch.plan(run.train.steps)[0]
+    found = nearest(run, topology, stage)
+    assert found.way == Way(1, 8, 1, 1, 2, "branches")  # nothing has to change
+    assert fitting([found], topology) == [found]
