@@ -70,9 +70,9 @@ mask, its second with one.
 
 {bundles}
 
-All shapes of the presets: `make test-slow` compiles them for all five chips (`tests/kernels/*tpu*_test.py`). Not all
-of it holds yet: beside vocabularies of 49,152 the loss's temporaries (178 and 252 MB seen, 8,192 tokens) are above
-the tenth of the logits, 161 MB, that the test asks for.
+All shapes of the presets: `make test-slow` compiles them for all five chips (`tests/kernels/*tpu*_test.py`), the loss
+of 8,192 tokens within a tenth of the memory of one that writes its logits (Llama 2 7B on a v4 8.5%, SmolLM2-360M on a
+v5e 5.2%, 3% and less for 128k tokens of vocabulary).
 
 ## More
 

@@ -24,7 +24,7 @@ UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 def start(tree: Any) -> list[jax.Array]:
     """Dispatches the fingerprints of all leaves, each as a replicated uint32 [2]; the leaves may then be donated."""
-    return [_compiled(_replicated(leaf))(leaf) for leaf in jax.tree.leaves(tree)]
+    return [_compiled(_replicated(leaf))(_on_device(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def read(tree: Any, sums: list[jax.Array]) -> dict[str, str]:
@@ -37,6 +37,14 @@ def read(tree: Any, sums: list[jax.Array]) -> dict[str, str]:
 def fingerprints(tree: Any) -> dict[str, str]:
     """The fingerprints of all leaves, by path."""
     return read(tree, start(tree))
+
+
+def _on_device(leaf: Any) -> Any:
+    """An array that lies in the memory of the host, brought to its devices."""
+    layout = getattr(leaf, "sharding", None)
+    if isinstance(layout, NamedSharding) and layout.memory_kind == "pinned_host":
+        return jax.device_put(leaf, layout.with_memory_kind("device"))
+    return leaf
 
 
 def _replicated(leaf: Any) -> NamedSharding | None:

@@ -69,6 +69,7 @@ def train(
     metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
     """
     goodput = Goodput()
+    _keep_compiled(workdir)
     folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
@@ -163,8 +164,18 @@ def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage 
     return stage
 
 
+def _keep_compiled(workdir: Path) -> None:
+    """Compiled programs stay in the workdir, so that a restart does not compile again.
+
+    Not on a CPU: there it takes seconds, and what is compiled belongs to one kind of processor.
+    """
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
+
+
 def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, amendment: Amendment) -> Setup:
     """Data, mesh, step and state, from the newest good checkpoint where there is one."""
+    say_log("mesh")
     mesh = sharding.make_mesh(run.mesh)
     program = make_program(run, mesh)
     at_most = amendment.skip[0] - 1 if amendment.skip else None
@@ -189,9 +200,11 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
         data_history.write(folder / HISTORY, history)
     batch_sharding = sharding.batch_sharding(mesh)
     say_log("kernels")
+    split = sharding.shown(mesh)
     say(
         f"train: {count(run.model.num_parameters)} parameters, {plan.steps:,} steps, {count(plan.tokens)} tokens on "
         f"{jax.device_count()} {jax.devices()[0].platform}{hosts.shown()}"
+        + (f", {split}" if split else "")
         + (f", from step {start:,}" if start else "")
     )
     return Setup(

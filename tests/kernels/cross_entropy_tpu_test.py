@@ -1,6 +1,7 @@
 """The loss compiled by the TPU's own compiler on this host, for the shapes that models have and over a mesh."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,13 @@ def test_every_preset_compiles(name, chip):
 
     def temporaries(implementation):
         one = functools.partial(step, implementation=implementation)
-        compiled = compile_for_chip(chip, one, *shapes(1, 8192, config.d_model, config.vocab_size))
+        try:
+            compiled = compile_for_chip(chip, one, *shapes(1, 8192, config.d_model, config.vocab_size))
+        except jax.errors.JaxRuntimeError as error:  # Gemma 2's logits are more than a v5e holds
+            too_many = re.search(r"HLO temporaries \(([\d.]+)G\) exceeds", str(error))
+            if implementation == "tpu" or too_many is None:
+                raise
+            return float(too_many[1]) * 2**30
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries("tpu") < temporaries("reference") / 10

@@ -294,7 +294,9 @@ def test_compiles_for_a_tpu():
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_compiles(name, chip):
-    compile_all(chip, matrices(name), "bfloat16")
+    """Stack by stack: all of Llama 2 7B at once are more than one v5e holds."""
+    for stack in matrices(name):
+        compile_all(chip, [stack], "bfloat16")
 
 
 @pytest.mark.slow

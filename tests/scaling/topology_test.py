@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 
 import pytest
@@ -37,6 +38,15 @@ def test_the_train_step_compiles_for_a_tpu_topology_on_this_host():
     assert state / 4 < memory.argument_size_in_bytes < state / 2
     assert memory.alias_size_in_bytes > 0.9 * state / 4  # the state is donated
     assert "all-gather" in compiled.as_text()
+
+
+@needs_libtpu
+def test_an_offloaded_optimizer_leaves_the_chip():
+    run = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, offload_optimizer=True))
+    memory = topology.compile_step(run, "v5e:2x2").memory_analysis()
+    moments = 2 * 4 * MODEL.num_parameters / 4
+    assert moments < memory.host_argument_size_in_bytes < 1.4 * moments  # small arrays are padded
+    assert memory.argument_size_in_bytes < moments
 
 
 @needs_libtpu

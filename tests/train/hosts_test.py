@@ -83,6 +83,25 @@ def workdir(finished, tmp_path):
     return folder
 
 
+def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, corpus, tmp_path, monkeypatch):
+    """Parameters in two parts, the tokens of a row on two devices: each process holds a part of every row."""
+    steps = "--config.train.steps=20"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (alone / name).symlink_to(finished / name)
+    command = [sys.executable, str(ROOT / "launch.py"), "train", *smoke(alone, corpus, *FLAGS, steps)]
+    assert subprocess.run(command, check=False).returncode == 0
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.context=2", "--config.train.microbatches=2")
+    codes, told = ends(start(workdir, corpus, 2, steps, *mesh))
+    assert codes == [0, 0], told
+    assert "4 cpu of 2 hosts, fsdp 2 x context 2" in told[0], told
+    ours, theirs = losses(workdir), losses(alone)
+    assert sorted(ours) == list(range(1, 21))
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=2e-6)
+
+
 def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, tmp_path):
     steps = "--config.train.steps=60"
     two = start(workdir, corpus, 2, steps)

@@ -1,15 +1,21 @@
+import contextlib
 import functools
+import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
+from core.errors import UserError
 from data.config import BatchConfig
 from data.pipeline import Batch
 from model.config import ModelConfig
 from optim.config import OptimConfig
-from train.config import TrainConfig
+from train.checkpoint import Checkpoints
+from train.config import MeshConfig, TrainConfig
 from train.run import Run, make_program
 from train.sharding import make_mesh, state_shardings
 
@@ -73,3 +79,71 @@ def test_every_array_of_the_state_has_a_layout():
 def test_a_parameter_without_a_rule_is_noticed():
     with pytest.raises(AssertionError, match="no sharding rule for params/surprise"):
         state_shardings({"params": {"surprise": jnp.zeros(3)}}, make_mesh())
+
+
+def test_an_offloaded_optimizer_changes_nothing(tmp_path):
+    """Not a bit of the run; its moments lie in the memory of the host, are saved from there and restored to it."""
+    away = make_program(replace(RUN, train=replace(RUN.train, offload_optimizer=True)), make_mesh())
+    states = [part.init() for part in (program(), away)]
+    for seed in range(3):
+        states = [part.step(state, make_batch(seed))[0] for part, state in zip((program(), away), states)]
+    here, there = states
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there)):
+        np.testing.assert_array_equal(a, b)
+    assert there.opt_state[1].mu["embedding"].sharding.memory_kind == "pinned_host"
+    with contextlib.closing(Checkpoints(tmp_path, keep_last=1)) as checkpoints:
+        checkpoints.save(there, 3, {})
+    back = Checkpoints(tmp_path).restore(away.abstract, away.shardings, 3)
+    assert back.opt_state[1].nu["embedding"].sharding.memory_kind == "pinned_host"
+    for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_microbatches_take_the_same_step(parts):
+    """Rows with fewer weights count no more than in a batch of one part."""
+    batch = make_batch()._replace(weights_BT=(np.arange(64).reshape(4, 16) % 5 < np.arange(1, 5)[:, None]) * 1.0)
+    split = make_program(replace(RUN, train=replace(RUN.train, microbatches=parts)), make_mesh())
+    (one, ours), (other, theirs) = (part.step(part.init(), batch) for part in (program(), split))
+    assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=2e-6)
+    assert float(ours["max_logit"]) == pytest.approx(float(theirs["max_logit"]), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(other.opt_state)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("remat", ["full", "attention", "branches", "dots", "dots_without_batch"])
+def test_what_is_computed_again_changes_no_gradient(remat):
+    kept = make_program(replace(RUN, model=replace(RUN.model, remat=remat)), make_mesh())
+    (_, ours), (_, theirs) = (part.step(part.init(), make_batch()) for part in (program(), kept))
+    assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-5)
+
+
+MESHES = {
+    "a mesh that is not the devices": (
+        {"mesh": MeshConfig(fsdp=3)},
+        "config mesh: fsdp 3 is not the 1 devices; mesh.fsdp=0 takes what others leave",
+    ),
+    "rows that do not split": (
+        {"train": TrainConfig(steps=50, microbatches=3)},
+        "config batch.rows=4 is not a multiple of the 1 devices with 3 train.microbatches each; a multiple of 3 is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MESHES)
+def test_what_cannot_be_split_is_told(case):
+    changed, message = MESHES[case]
+    run = replace(RUN, **changed)
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_program(run, make_mesh(run.mesh))
+
+
+def test_an_axis_that_does_not_divide_a_parameter_is_told():
+    mesh = AbstractMesh((1, 1, 3, 1, 1), ("replica", "fsdp", "tensor", "context", "expert"))
+    with pytest.raises(UserError, match="tensor=3 does not divide V=64 of params/embedding; what does: 1, 2"):
+        state_shardings(program().abstract, mesh, MeshConfig(tensor=3))
+
+
+def test_experts_are_reserved():
+    with pytest.raises(ValueError, match="expert=2 must be 1"):
+        MeshConfig(expert=2)
