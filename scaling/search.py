@@ -102,7 +102,7 @@ def rank(run: Run, topology: Topology, stage: Stage, ways: Iterator[Way]) -> lis
             ranked.append(Ranked(way, shown(mesh) or "1 device", estimate(own, topology, stage, abstract, mesh)))
         except UserError:  # an axis that does not divide a parameter
             continue
-    return sorted(ranked, key=lambda one: (round(one.estimate.seconds, 4), one.estimate.total))
+    return sorted(ranked, key=lambda one: (float(f"{one.estimate.seconds:.3g}"), one.estimate.total))
 
 
 def fitting(ranked: list[Ranked], topology: Topology, margin: float = 0.0) -> list[Ranked]:

@@ -9,6 +9,7 @@ import pytest
 
 import launch
 from core.files import fingerprint
+from scaling import search_run
 from scaling.chips import CHIPS, chip_of, parse_topology
 from scaling.compiled import largest_buffers, read_text
 from scaling.search import Way, candidates, fitting, nearest
@@ -230,6 +231,21 @@ def test_the_search_prefers_what_fits(config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"best: {found['search']['flags']}" in said
     assert said.index("BEST") < said.index("Plan of small")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_search_compiles_the_best_and_not_twice(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(search_run, "COMPILED", 2)
+    flags = ("--topology=v5e:2x2", "--search")
+    _, first = plan(config, tmp_path, *flags)
+    assert "2 of 2" in capsys.readouterr().err
+    ways = first["search"]["ways"]
+    assert [one["source"] for one in ways[:3]] == ["compiled", "compiled", "estimate"]
+    assert ways[0]["seconds"] == first["time"]["total"] <= ways[1]["seconds"]
+    _, second = plan(config, tmp_path, *flags)
+    assert capsys.readouterr().err.count("compiled already") == 2
+    assert second["search"] == first["search"]
 
 
 def test_every_way_multiplies_to_the_devices(config, tmp_path):
