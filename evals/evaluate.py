@@ -62,7 +62,7 @@ def evaluate(config: EvalConfig, run: Run, workdir: Path) -> dict[str, Any]:
 def quick_evaluation(config: EvalConfig, run: Run, workdir: Path) -> Callable[[Any], dict[str, float]]:
     """What the loop calls while training: bits per byte of the first held-out documents."""
     shards = open_split(workdir, "heldout")
-    measure = token_measure(config, run, max_bytes=config.quick_bytes)
+    measure = token_measure(config, run, make_mesh(run.mesh), max_bytes=config.quick_bytes)
 
     def call(params: Any) -> dict[str, float]:
         nats = measure(params, shards)
@@ -97,9 +97,14 @@ def samples(config: EvalConfig, run: Run, workdir: Path, params: Any) -> list[di
     ]
 
 
-def token_measure(config: EvalConfig, run: Run, **limits: Any) -> Callable[[Any, Any], np.ndarray]:
-    """A function of parameters and token shards that gives the nats of every document."""
-    compiled = jax.jit(on_mesh(functools.partial(next_token.token_nats, run.model), make_mesh()))
+def token_measure(
+    config: EvalConfig, run: Run, mesh: jax.sharding.Mesh | None = None, **limits: Any
+) -> Callable[[Any, Any], np.ndarray]:
+    """A function of parameters and token shards that gives the nats of every document, on the mesh of the parameters.
+
+    Without one it is of all devices here, which need not be those that the run was trained on.
+    """
+    compiled = jax.jit(on_mesh(functools.partial(next_token.token_nats, run.model), mesh or make_mesh()))
 
     def token_nats(params: Any, batch: Any) -> Any:
         nats_BT = compiled(params, batch)

@@ -124,7 +124,9 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
             f"set --config.model.vocab_size={tokens['vocab_size']}"
         )
     decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
-    del decides["model"]["kernels"]  # as the device, which decides no more than how results are rounded
+    # As the device, these decide no more than how results are rounded.
+    del decides["model"]["kernels"]
+    decides["model"]["remat"] = "none"  # not left out, so that the runs that have it so written down go on
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **start_spec(run.start, workdir)}
 

@@ -57,7 +57,7 @@ RULES = (
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:  # noqa: B008 (frozen)
     """The mesh that `config` asks for, on all devices of the run or on those given."""
     devices = list(devices if devices is not None else jax.devices())
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = _slices(devices)
     sizes = _sizes(config, len(devices), slices)
     if slices > 1:  # replica is the outer axis, and goes over the network between slices
         inner = (sizes[0] // slices, *sizes[1:])
@@ -67,6 +67,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = Non
     else:
         arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: list[Any]) -> int:
+    """Of a TPU. (A GPU has a slice_index too, its host's.)"""
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
 
 def abstract_mesh(config: MeshConfig, devices: int, slices: int = 1) -> AbstractMesh:
@@ -84,7 +89,10 @@ def _sizes(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:
     asked["fsdp"] = asked["fsdp"] or max(1, devices // others)
     if math.prod(asked.values()) != devices:
         product = " x ".join(f"{name} {size}" for name, size in asked.items() if size > 1) or "1 device"
-        raise UserError(f"config mesh: {product} is not the {devices} devices; mesh.fsdp=0 takes what others leave")
+        remedy = f"their product must divide {devices}"
+        if config.fsdp and devices % others == 0:
+            remedy = f"mesh.fsdp={devices // others} is, or 0, which takes what the others leave"
+        raise UserError(f"config mesh: {product} is not the {devices} devices; {remedy}")
     return tuple(asked.values())
 
 

@@ -65,7 +65,7 @@ def batch_of(step):
 
 
 def make_run():
-    """Four heads and two key/value heads, so that `tensor` may be 2, and 4 leaves keys whole."""
+    """Four heads of keys and values too, so that `tensor` may be 4."""
     from data.config import BatchConfig
     from model.config import ModelConfig
     from optim.config import OptimConfig

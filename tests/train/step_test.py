@@ -119,9 +119,13 @@ def test_what_is_computed_again_changes_no_gradient(remat):
 
 
 MESHES = {
+    "axes that leave nothing whole for fsdp": (
+        {"mesh": MeshConfig(tensor=2)},
+        "config mesh: tensor 2 is not the 1 devices; their product must divide 1",
+    ),
     "a mesh that is not the devices": (
         {"mesh": MeshConfig(fsdp=3)},
-        "config mesh: fsdp 3 is not the 1 devices; mesh.fsdp=0 takes what others leave",
+        "config mesh: fsdp 3 is not the 1 devices; mesh.fsdp=1 is, or 0, which takes what the others leave",
     ),
     "rows that do not split": (
         {"train": TrainConfig(steps=50, microbatches=3)},
