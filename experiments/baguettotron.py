@@ -34,8 +34,8 @@ def get_config() -> ConfigDict:
     config.optim.b2 = 0.95
     config.optim.weight_decay = 0.01
     config.mesh = ConfigDict()
-    # All parameters on each of 16 chips: with a part of them on each, XLA:TPU multiplies by a sixteenth of 576 features
-    # at a time while the next arrives, and by its plan a step takes 4.39 s.
+    # All parameters on each of 16 chips: with a part on each, XLA:TPU multiplies by a sixteenth of 576 features at a
+    # time while the next arrives, and by its plan a step takes 4.39 s.
     config.mesh.replica = 16
     config.train = ConfigDict()
     config.train.steps = 381_470  # 200B tokens
