@@ -5,8 +5,8 @@
 
 Shape and number of tokens are published; learning rate, batch and schedule are not, and are SmolLM2's of that width.
 
-Expected time: what the plan says; nothing of this size was run.
-Expected result: 320,956,992 parameters, and a plan that fits 16 chips of v5e.
+Expected time: by its plan 1.41 s a step, 6.2 days on 16 chips of v5e; nothing of this size was run.
+Expected result: 320,956,992 parameters, and a plan that takes 10.4 of 15.75 GiB a chip.
 """
 
 from ml_collections import ConfigDict
@@ -34,9 +34,9 @@ def get_config() -> ConfigDict:
     config.optim.b2 = 0.95
     config.optim.weight_decay = 0.01
     config.mesh = ConfigDict()
-    config.mesh.replica = (
-        16  # all parameters on each of 16 chips: a sixteenth of 576 features is no work for a product
-    )
+    # All parameters on each of 16 chips: with a part on each, XLA:TPU multiplies by a sixteenth of 576 features at a
+    # time while the next arrives, and by its plan a step takes 4.39 s.
+    config.mesh.replica = 16
     config.train = ConfigDict()
     config.train.steps = 381_470  # 200B tokens
     config.train.microbatches = 8  # one row at a time on each of 16 chips

@@ -86,6 +86,9 @@ def make_plan(
     if times:
         split = batch_parts(mesh) * run.train.microbatches, mesh.shape["context"], mesh.shape["tensor"]
         plan["warnings"] += unexpected(times.collectives + times.hidden_collectives, run.model, own, *split)
+        if times.between_slices > times.total:
+            took = f"{times.between_slices:.3f} s, longer than all else of a step"
+            plan["warnings"].append(f"what travels between slices takes {took}")
         plan["warnings"] += [f"the kernel {name} is not charged: nothing is known of it" for name in times.uncharged]
     return plan
 
@@ -161,6 +164,7 @@ def _times(times: StepTime | None, guess: Estimate, flops: float, topology: Topo
     """Seconds of a step, and what follows from them."""
     if times:
         own = times._asdict() | {"outside_attention": times.outside_attention, "total": times.total}
+        own["between_slices"] = times.between_slices
         for name in ("collectives", "hidden_collectives"):
             own[name] = [one._asdict() | {"shown": one.shown} for one in getattr(times, name) if one.seconds > 1e-4][
                 :12

@@ -83,6 +83,8 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "step time", seconds(time["total"])
     if time["hidden"]:
         yield "hidden collectives", f"{seconds(time['hidden'])} at full link speed, while the chip computes"
+    if time.get("between_slices"):
+        yield "  between slices", f"{seconds(time['between_slices'])} of it over DCN"
     yield "at the peak", f"{seconds(time['ideal'])}"
     yield "MFU", f"{time['mfu']:.1%}  of {flops['peak_per_device'] / 1e12:,.0f} TFLOP/s a device"
     yield "FLOPs", f"{flops['per_token']:.4g} a token (6 N + 12 L N_heads H S), {flops['per_step']:.4g} a step"

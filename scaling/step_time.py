@@ -7,6 +7,7 @@ all-gather); what crosses slices goes over DCN. Nothing is known of stragglers, 
 """
 
 import collections
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -60,6 +61,11 @@ class StepTime(NamedTuple):
         """Of a step."""
         return self.outside_attention + self.attention
 
+    @property
+    def between_slices(self) -> float:
+        """Over DCN, of what is hidden."""
+        return sum(one.seconds for one in self.hidden_collectives if one.crosses)
+
 
 def step_time(text: str, topology: Topology, model: ModelConfig, tokens: int, row_length: int) -> StepTime:
     """Of a compiled step over `tokens` in rows of `row_length`."""
@@ -74,6 +80,8 @@ def step_time(text: str, topology: Topology, model: ModelConfig, tokens: int, ro
             compute[instruction.opcode] += instruction.cycles * run.times / chip.clock
         if instruction.target == "tpu_custom_call" and not instruction.cycles:
             kernels[_kernel(instruction)] += run.times
+        if instruction.opcode == "send" and topology.slices > 1:
+            hidden["send", instruction.channel] = _sent(instruction, run.times, topology)
         for own, way in _collectives(run, program):
             found = _collective(own, run.times, way, topology)
             if way == "hidden":
@@ -147,6 +155,14 @@ def _collective(own: Instruction, times: int, way: str, topology: Topology) -> C
         seconds = apart + (seconds if within > 1 else 0.0)
     shapes = tuple(shape for _, shape in own.arrays)
     return Collective(opcode, shapes, devices, times, moved, crosses, seconds, own.op_name)
+
+
+def _sent(own: Instruction, times: int, topology: Topology) -> Collective:
+    """What a device sends to other slices, messages between hosts to XLA:TPU, while it computes."""
+    itemsize, shape = own.arrays[0]
+    moved = itemsize * math.prod(shape) * times * (topology.slices - 1)
+    seconds = moved / topology.chip.dcn
+    return Collective("send", (shape,), topology.slices, times, moved, True, seconds, own.op_name)
 
 
 def _charge(

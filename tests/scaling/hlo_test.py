@@ -131,6 +131,16 @@ def test_what_crosses_slices_goes_over_the_network():
     assert crossing[0].seconds > 20 * 6 * 2 * 1024 / 180e9
 
 
+def test_messages_between_slices_are_hidden_and_told():
+    sent = "  %sent = (bf16[4,256]{1,0}, u32[]{:S(2)}, token[]) send(%x), channel_id=20, is_host_transfer=true\n"
+    across = PROGRAM.replace("  %kernel =", sent + "  %kernel =")
+    alone = step_time(PROGRAM, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
+    times = step_time(across, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
+    assert math.isclose(times.between_slices, 6 * 2048 / 3.125e9)
+    assert math.isclose(times.hidden, alone.hidden + times.between_slices)
+    assert times.exposed == alone.exposed
+
+
 @pytest.mark.parametrize("name", ["known", "sum"])
 def test_shapes_are_read(name):
     instruction = next(r.instruction for r in hlo.executed(hlo.parse(PROGRAM)) if r.instruction.name == name)

@@ -284,6 +284,7 @@ def test_unexpected_exchanges_are_named(config, tmp_path):
         )
         == []
     )
+    assert told(2, 1024, 512) == []  # part of a table
     assert told(6, 512, 2048) == [
         "unexpected all-gather of all layers' feed-forward weights at once: 6x512x2048, 12 times a step"
     ]
