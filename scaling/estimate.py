@@ -15,7 +15,7 @@ import jax
 from data.config import Stage
 from model.config import ModelConfig
 from scaling.chips import Topology
-from scaling.step_time import ATTENTION_SHARE, attention_flops
+from scaling.step_time import ATTENTION_SHARE, attention_flops, slowest
 from train.run import Run
 from train.sharding import batch_parts, state_shardings
 from train.state import TrainState
@@ -187,7 +187,9 @@ def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, f
     layers = model.num_layers * model.layer_matmul_parameters
     products = 6 * (layers + model.vocab_size * model.d_model) + 2 * model.num_layers * recomputed(model)
     again = 4 / 3 if model.remat in ("full", "dots", "dots_without_batch") else 1
-    attention = tokens * attention_flops(model, stage.row_length) * again / (ATTENTION_SHARE * chip.flops)
+    attention = (
+        tokens * attention_flops(model, stage.row_length) * slowest(context) * again / (ATTENTION_SHARE * chip.flops)
+    )
     compute = tokens * products / (share * chip.flops)
     if topology.devices == 1:
         return {"compute": compute, "attention": attention, "collectives": 0.0, "between_slices": 0.0, "share": share}

@@ -23,7 +23,7 @@ from scaling import compiled
 from scaling.chips import Topology
 from scaling.estimate import Estimate, estimate
 from scaling.serving import serving
-from scaling.step_time import StepTime, step_time
+from scaling.step_time import StepTime, slowest, step_time
 from scaling.topology import lower_step
 from scaling.warnings import unexpected
 from train import step
@@ -59,6 +59,8 @@ def make_plan(
             notes.append("it does not fit, so the step time is computed from shapes")
         elif times is None:
             notes.append(f"the compiler counts no cycles for {chip.name}: the step time is computed from shapes")
+    if run.mesh.context > 1:
+        notes.append(f"attention is the last stretch's of a row, {slowest(run.mesh.context):.2f} times the mean")
     flops = run.model.flops_per_token(own.row_length)
     tokens = own.rows * own.row_length
     seconds = times.total if times else guess.seconds
@@ -128,7 +130,8 @@ def read_times(result: Mapping[str, Any], run: Run, topology: Topology, stage: S
     """Of a program that fits; None where the compiler gave no cycles."""
     if not (result["memory"] and result["text"] and topology.chip.clock):
         return None
-    times = step_time(result["text"], topology, run.model, stage.rows * stage.row_length, stage.row_length)
+    size = stage.rows * stage.row_length, stage.row_length, run.mesh.context
+    times = step_time(result["text"], topology, run.model, *size)
     return times if times.compute else None
 
 

@@ -121,7 +121,8 @@ def nearest(run: Run, topology: Topology, stage: Stage) -> Ranked | None:
         others = sum(getattr(one.way, name) != getattr(asked, name) for name in Way._fields[4:])
         return (axes, others, one.estimate.seconds)
 
-    return min(fitting(ranked, topology, margin=ESTIMATE_MAY_ERR / 2), key=changed, default=None)
+    others = [one for one in fitting(ranked, topology, margin=ESTIMATE_MAY_ERR / 2) if one.way != asked]
+    return min(others, key=changed, default=None)
 
 
 def flags_for(way: Way, run: Run, topology: Topology) -> str:

@@ -8,7 +8,7 @@ from core.errors import UserError
 from core.progress import say
 from scaling.chips import Topology
 from scaling.plan import chosen, make_plan
-from scaling.search import ESTIMATE_MAY_ERR, Ranked, candidates, flags_for, rank
+from scaling.search import ESTIMATE_MAY_ERR, Ranked, candidates, fitting, flags_for, rank
 from train.run import Run
 
 COMPILED, SHOWN, LARGE = 4, 16, 6  # ways: that are compiled, told, told although they do not fit
@@ -29,8 +29,9 @@ def search_run(run: Run, topology: Topology, workdir: Path, stage: int | None = 
     say(f"plan: {len(ranked):,} ways to split the run, {len(likely):,} of them may fit")
     compiles = topology.chip.is_tpu and importlib.util.find_spec("libtpu") is not None
     plans: dict[Any, dict[str, Any]] = {}
-    tries = diverse(likely, COMPILED) if compiles else likely[:1]
-    for count, one in enumerate(tries or ranked[-1:]):
+    tries = diverse(likely, COMPILED) if compiles else fitting(ranked, topology)[:1]
+    tries = tries or [min(ranked, key=lambda one: one.estimate.total)]  # what comes nearest
+    for count, one in enumerate(tries):
         if compiles:
             say(f"plan: {count + 1} of {len(tries)}: {one.shown}")
         plans[one.way] = make_plan(one.way.of(run), topology, workdir, number + 1)

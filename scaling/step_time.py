@@ -67,8 +67,10 @@ class StepTime(NamedTuple):
         return sum(one.seconds for one in self.hidden_collectives if one.crosses)
 
 
-def step_time(text: str, topology: Topology, model: ModelConfig, tokens: int, row_length: int) -> StepTime:
-    """Of a compiled step over `tokens` in rows of `row_length`."""
+def step_time(
+    text: str, topology: Topology, model: ModelConfig, tokens: int, row_length: int, context: int = 1
+) -> StepTime:
+    """Of a compiled step over `tokens` in rows of `row_length`, each split over `context` devices."""
     program, chip = parse(text), topology.chip
     compute: collections.Counter[str] = collections.Counter()
     kernels: collections.Counter[str] = collections.Counter()
@@ -91,6 +93,7 @@ def step_time(text: str, topology: Topology, model: ModelConfig, tokens: int, ro
             elif found.bytes:
                 exposed.append(found)
     charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
+    attention *= slowest(context)
     return StepTime(
         sum(compute.values()),
         charged,
@@ -183,6 +186,14 @@ def _charge(
         attention = attention_flops(model, row_length) * per_device * (4 / 3 if repeated else 1)
         attention /= ATTENTION_SHARE * topology.chip.flops
     return charged, attention, unknown
+
+
+def slowest(context: int) -> float:
+    """How many times the mean of attention's products the last of so many stretches of a row has to do.
+
+    Where one document fills the row, and nobody else goes on before it.
+    """
+    return (2 * context - 1) / context
 
 
 def attention_flops(model: ModelConfig, row_length: int) -> float:

@@ -80,6 +80,9 @@ def together(cluster: Cluster, patience: Patience) -> Iterator[None]:
 def begin(cluster: Cluster) -> None:
     """Joins JAX's processes, before any other use of its devices; returns when all have."""
     assert peers is not None
+    # On CPUs, programs that exchange and run at once can take the threads that each other waits for: processes of
+    # several devices then stand still for good (seen while saving).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.num_processes,
