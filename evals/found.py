@@ -13,7 +13,7 @@ from data.history import to_json
 from evals.figures import column
 from model.config import ModelConfig
 from train.metrics import read_metrics
-from train.run import FOLDER, recorded_history
+from train.run import DEVICES, FOLDER, recorded_history
 
 # Folders of the stages, and the verbs that make them.
 VERBS = {"curated": "curate", "tokenizer": "tokenize", "tokens": "tokenize", "train": "train", "eval": "eval"}
@@ -38,6 +38,12 @@ class Found:
     def trained(self) -> dict[str, Any] | None:
         """What training was made from, finished or not."""
         return self.manifests.get("train", {}).get("spec")
+
+    @property
+    def devices(self) -> dict[str, Any] | None:
+        """What training last ran on, by `train/sharding.py: described`."""
+        path = self.workdir / FOLDER / DEVICES
+        return read_json(path) if path.exists() else None
 
     @property
     def stages(self) -> list[dict[str, Any]]:

@@ -1,14 +1,12 @@
 """What was planned beside what was measured: step time, memory, tokens a second.
 
-The plan is `plan/plan.json` of the workdir or, without one for the devices at hand, what shapes say of them, which
-`launch.py` hands in from above.
+The plan is `plan/plan.json` of the workdir or, without one for what the run was trained on, what shapes say of that,
+which `launch.py` hands in from above. A report may be made elsewhere, so the run says what its devices were.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from core.files import read_json
 from core.page import Page, code
@@ -16,19 +14,21 @@ from evals.figures import column, quantity
 from evals.found import Found
 
 PLAN = Path("plan") / "plan.json"
-Predict = Callable[[], Mapping[str, Any] | None]
+Predict = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]  # of the devices that a run was trained on
 
 
 def planned_and_measured(page: Page, found: Found, predict: Predict | None) -> None:
     """A table on the page, and what it is worth."""
-    device, number = jax.devices()[0], jax.device_count()
-    here = f"{number} x {device.device_kind}"
-    plan, why_not = _plan_of(found, device.device_kind, number)
-    computed = predict() if plan is None and predict is not None else None
+    on = found.devices
+    if on is None:
+        page.text("The run does not say what devices it was trained on, so only what was measured is shown.")
+    there = f"{on['devices']} x {on['device_kind']}" if on else ""
+    plan, why_not = _plan_of(found, on) if on else (None, "")
+    computed = predict(on) if on and plan is None and predict is not None else None
     if why_not:
         page.text(why_not)
-    if plan is None and computed is None:
-        page.text(f"No peak is known of the devices of this report ({here}), so only what was measured is shown.")
+    if on and plan is None and computed is None:
+        page.text(f"No peak is known of the devices of this run ({there}), so only what was measured is shown.")
     seconds = plan["time"]["total"] if plan else computed["seconds"] if computed else None
     memory = plan["memory"]["total"] if plan else computed["bytes"] if computed else None
     stage = found.stages[-1]
@@ -44,26 +44,31 @@ def planned_and_measured(page: Page, found: Found, predict: Predict | None) -> N
         of = plan["topology"]["name"]
         page.text("Planned by ", code("launch.py plan"), f" for {of}, {plan['source']}; measured is the median step.")
     elif computed:
-        page.text(f"Planned from shapes alone for {here}; measured is the median step.")
+        page.text(f"Planned from shapes alone for {there}; measured is the median step.")
     if not len(held):
         page.text("This kind of device does not say how much memory it holds.")
 
 
-def _plan_of(found: Found, kind: str, number: int) -> tuple[dict[str, Any] | None, str]:
-    """The plan of the workdir where it is of these devices and this batch, else why it is not used."""
+def _plan_of(found: Found, on: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The plan of the workdir where it is of the run's devices, mesh, batch and settings, else why it is not used."""
     path = found.workdir / PLAN
     if not path.exists():
         return None, ""
-    plan, stage = read_json(path), found.stages[-1]
-    place, batch = plan["topology"], (plan["stage"]["rows"], plan["stage"]["row_length"])
-    if (place["device_kind"], place["devices"]) != (kind, number):
-        of = f"{place['devices']} x {place['device_kind']}"
-        return None, f"The plan of this workdir is of {of}, this report was made on {number} x {kind}."
-    if batch != (stage["rows"], stage["row_length"]):
-        return (
-            None,
-            f"The plan of this workdir is of {batch[0]} rows of {batch[1]} tokens, which were not trained last.",
-        )
+    plan, stage, config = read_json(path), found.stages[-1], found.config
+    place, batch = plan["topology"], f"{plan['stage']['rows']} rows of {plan['stage']['row_length']} tokens"
+    planned, ran = f"{place['devices']} x {place['device_kind']}", f"{on['devices']} x {on['device_kind']}"
+    mesh = {name: size for name, size in on["mesh"].items() if size > 1}
+    settings = {name: config["model"].get(name) for name in ("remat", "dtype")}
+    settings |= {name: config["train"].get(name) for name in ("microbatches", "offload_optimizer")}
+    differences = (
+        (planned, ran),
+        (batch, f"{stage['rows']} rows of {stage['row_length']} tokens"),
+        (f"mesh {plan['mesh']}", f"mesh {mesh}"),
+        (f"settings {plan['settings']}", f"settings {settings}"),
+    )
+    for theirs, ours in differences:
+        if theirs != ours:
+            return None, f"The plan of this workdir is of {theirs}, the run was of {ours}."
     return plan, ""
 
 

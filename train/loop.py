@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, read_manifest
+from core.files import MANIFEST, Stage, Stale, read_manifest, write_json
 from core.progress import count, say, say_log
 from data import history as data_history
 from data.corpus import Corpus
@@ -23,6 +23,7 @@ from train.manifest import DamagedCheckpoint
 from train.metrics import Journal
 from train.run import (
     CHECKPOINTS,
+    DEVICES,
     FOLDER,
     HISTORY,
     Run,
@@ -198,6 +199,7 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
         checkpoints.set_aside_after(start)
     if jax.process_index() == 0:
         data_history.write(folder / HISTORY, history)
+        write_json(folder / DEVICES, sharding.described(mesh))  # that it goes on with, for the report
     batch_sharding = sharding.batch_sharding(mesh)
     say_log("kernels")
     split = sharding.shown(mesh)

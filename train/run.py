@@ -27,7 +27,7 @@ from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
 
 VERSION = 2
-FOLDER, CHECKPOINTS, HISTORY = "train", "checkpoints", "history.json"
+FOLDER, CHECKPOINTS, HISTORY, DEVICES = "train", "checkpoints", "history.json", "devices.json"
 
 
 @dataclasses.dataclass(frozen=True)

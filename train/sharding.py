@@ -165,6 +165,13 @@ def shown(mesh: Mesh) -> str:
     return " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
 
 
+def described(mesh: Mesh) -> dict[str, Any]:
+    """The devices of a mesh and how they divide the work, for whoever reads of the run elsewhere."""
+    devices = list(mesh.devices.flat)
+    own = {"device_kind": devices[0].device_kind, "devices": len(devices), "slices": _slices(devices)}
+    return own | {"mesh": dict(mesh.shape)}
+
+
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

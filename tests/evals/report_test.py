@@ -3,15 +3,20 @@
 import json
 import re
 import shutil
-import types
 
 import numpy as np
 import pytest
 
 from core.files import fingerprint
 from core.page import printable
-from evals import draw, figures, planned
+from data.config import BatchConfig
+from evals import draw, figures
 from evals.report import report
+from model.config import ModelConfig
+from optim.config import OptimConfig
+from scaling.here import predict
+from train.config import MeshConfig, TrainConfig
+from train.run import Run
 
 SOURCES = {
     "books $x_1$": {"train_documents": 9, "train_bytes": 9000, "dropped:too_short": 2},
@@ -263,20 +268,27 @@ def test_quantities(number, unit, text):
     assert figures.quantity(number, unit) == text
 
 
+SETTINGS = {"remat": "full", "dtype": "bfloat16", "microbatches": 2, "offload_optimizer": False}
 PLAN = {
     "source": "compiled",
     "topology": {"name": "v5e:2x2", "devices": 4, "device_kind": "TPU v5 lite"},
+    "mesh": {"fsdp": 4},
+    "settings": SETTINGS,
     "stage": {"rows": 4, "row_length": 32},
     "time": {"total": 0.1},
     "memory": {"total": 2e9},
 }
+AS_PLANNED = {
+    **CONFIG,
+    "model": {**CONFIG["model"], "remat": "full", "dtype": "bfloat16"},
+    "train": {**CONFIG["train"], "microbatches": 2, "offload_optimizer": False},
+}
 
 
-def on(monkeypatch, kind, number):
-    """As on devices that are not here."""
-    device = types.SimpleNamespace(platform="tpu", device_kind=kind)
-    monkeypatch.setattr(planned.jax, "devices", lambda: [device] * number)
-    monkeypatch.setattr(planned.jax, "device_count", lambda: number)
+def trained_on(workdir, kind, number, **mesh):
+    """As the run says of devices that are not here."""
+    axes = dict.fromkeys(("replica", "fsdp", "tensor", "context", "expert"), 1) | (mesh or {"fsdp": number})
+    write(workdir / "train" / "devices.json", {"device_kind": kind, "devices": number, "slices": 1, "mesh": axes})
 
 
 def with_memory(workdir):
@@ -285,26 +297,58 @@ def with_memory(workdir):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_planned_and_measured_stand_side_by_side(workdir, monkeypatch):
+def test_planned_and_measured_stand_side_by_side(workdir):
+    """Of the devices that the run was trained on, wherever its report is made."""
     write(workdir / "plan" / "plan.json", PLAN)
     with_memory(workdir)
-    on(monkeypatch, "TPU v5 lite", 4)
-    text = page(workdir)  # 128 tokens a step, a thousand a second
+    trained_on(workdir, "TPU v5 lite", 4)
+    text = page(workdir, AS_PLANNED)  # 128 tokens a step, a thousand a second
     assert "<td>seconds a step</td><td>0.1</td><td>0.128</td><td>1.28</td>" in text
     assert "<td>tokens a second</td><td>1,280</td><td>1,000</td><td>0.78</td>" in text
     assert "<td>memory of one device</td><td>2 GB</td><td>3 GB</td><td>1.50</td>" in text
 
 
-def test_a_plan_of_other_devices_is_not_compared(workdir, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "number", "mesh", "config", "why_not"),
+    [
+        ("TPU v4", 8, {}, AS_PLANNED, "is of 4 x TPU v5 lite, the run was of 8 x TPU v4."),
+        ("TPU v5 lite", 4, {"tensor": 4}, AS_PLANNED, "the run was of mesh {&#x27;tensor&#x27;: 4}."),
+        ("TPU v5 lite", 4, {}, AS_PLANNED | {"train": CONFIG["train"]}, "the run was of settings {"),
+    ],
+)
+def test_a_plan_of_something_else_is_not_compared(workdir, kind, number, mesh, config, why_not):
     write(workdir / "plan" / "plan.json", PLAN)
-    on(monkeypatch, "TPU v4", 8)
-    text = page(workdir, predict=lambda: {"seconds": 0.256, "bytes": 1e9})
-    assert "The plan of this workdir is of 4 x TPU v5 lite, this report was made on 8 x TPU v4." in text
+    trained_on(workdir, kind, number, **mesh)
+    text = page(workdir, config, predict=lambda on: {"seconds": 0.064 * on["devices"] / number * 4, "bytes": 1e9})
+    assert why_not in text
     assert "<td>seconds a step</td><td>0.256</td><td>0.128</td><td>0.50</td>" in text
-    assert "Planned from shapes alone for 8 x TPU v4" in text
+    assert f"Planned from shapes alone for {number} x {kind}" in text
     assert "does not say how much memory it holds" in text
 
 
-def test_without_a_known_peak_only_the_measured_is_shown(text):
-    assert "No peak is known of the devices of this report" in text
+def test_without_a_known_peak_only_the_measured_is_shown(workdir):
+    trained_on(workdir, "cpu", 1)
+    text = page(workdir, predict=lambda _: None)
+    assert "No peak is known of the devices of this run (1 x cpu)" in text
     assert "<td>seconds a step</td><td>-</td><td>0.128</td><td>-</td>" in text
+
+
+def test_a_run_that_does_not_say_its_devices_is_shown_as_measured(text):
+    assert "does not say what devices it was trained on" in text
+    assert "<td>seconds a step</td><td>-</td><td>0.128</td><td>-</td>" in text
+
+
+def test_shapes_say_what_a_run_on_a_mesh_takes(workdir):
+    """Also where the mesh asked for is not the devices of this process."""
+    run = lab_run(MeshConfig(tensor=2))
+    trained_on(workdir, "TPU v5 lite", 4, fsdp=2, tensor=2)
+    found = predict(run, json.loads((workdir / "train" / "devices.json").read_text()))
+    assert found["seconds"] > 0
+    assert found["bytes"] > 12 * run.model.num_parameters / 4  # a quarter of parameters and moments
+
+
+def lab_run(mesh):
+    model = ModelConfig(512, num_layers=2, d_model=128, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=256)
+    return Run(
+        model, BatchConfig(rows=8, row_length=64), OptimConfig(warmup_steps=1), TrainConfig(steps=10), 0, mesh=mesh
+    )
