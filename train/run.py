@@ -26,7 +26,7 @@ from train.config import MeshConfig, StartConfig, TrainConfig
 from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
 
-VERSION = 2
+VERSION = 3
 FOLDER, CHECKPOINTS, HISTORY, DEVICES = "train", "checkpoints", "history.json", "devices.json"
 
 

@@ -50,7 +50,7 @@ RULES = (
     Rule(r"layers/feed_forward/(gate|up)_bias$", "LF", "F"),
     Rule(r"(output|down)_bias$"),  # of the width of the residual stream, as norms: whole on every device
     Rule(r"_norm/(scale|bias)$"),
-    Rule(r"(^|/)(step|count)$"),
+    Rule(r"(^|/)(step|count|values/\w+)$"),
 )
 
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from kernels.dispatch import target
+from optim.metrics import collect
 from train.sharding import on_mesh
 from train.state import TrainState
 
@@ -18,7 +19,7 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 def make_step(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     shardings: TrainState,
     microbatches: int = 1,
@@ -28,13 +29,15 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, metrics = accumulate(loss, state.params, batch, microbatches, shardings.params)
         opt_state = to_device(state.opt_state, shardings.opt_state)
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
+        watched = {name: metrics[name] for name in ("loss", "max_logit_LN")}
+        updates, opt_state = optimizer.update(grads, opt_state, state.params, **watched)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": metrics["loss"],
             "learning_rate": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
             "max_logit": jnp.max(metrics["max_logit_LN"]),
+            **collect(opt_state),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

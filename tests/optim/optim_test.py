@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
 from optim.build import build
-from optim.config import OptimConfig
+from optim.config import GroupConfig, OptimConfig
 from optim.groups import label
+from optim.matrices import from_matrices, layout_of, to_matrices
+from optim.metrics import Metrics, collect
 from optim.schedule import warmup_stable_decay
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32)
@@ -33,10 +37,91 @@ def test_a_schedule_that_does_not_fit_is_refused():
 def test_every_parameter_has_one_group():
     labels = label(transformer.init(MODEL, 0))
     assert labels["embedding"] == "embedding"
+    assert label(transformer.init(dataclasses.replace(MODEL, tied_head=False), 0))["head"] == "head"
     assert labels["final_norm"]["scale"] == labels["layers"]["attention_norm"]["scale"] == "norm"
     assert set(jax.tree.leaves(labels["layers"]["attention"])) == {"matrix"}
     with pytest.raises(AssertionError, match=r"parameter surprise is in no group"):
         label({"surprise": 0})
+
+
+def test_a_group_takes_what_its_pattern_matches_and_has_settings_of_its_own():
+    """The up projections at twice the rate, the embedding with decay, key and value without."""
+    own = {
+        "up": GroupConfig(pattern="layers/feed_forward/up", multiplier=2.0, weight_decay=0.0),
+        "embedding": GroupConfig(weight_decay=0.5),
+    }
+    config = OptimConfig(learning_rate=0.1, warmup_steps=1, decay_fraction=0.0, weight_decay=0.0)
+    params = transformer.init(MODEL, 0)
+    ones = jax.tree.map(jnp.ones_like, params)
+    moved = []
+    for chosen in (config, dataclasses.replace(config, groups=own)):
+        chain, _ = build(chosen, 10)
+        moved.append(chain.update(ones, chain.init(params), params)[0])
+    plain, grouped = moved
+    np.testing.assert_allclose(grouped["layers"]["feed_forward"]["up"], 2 * plain["layers"]["feed_forward"]["up"])
+    np.testing.assert_array_equal(grouped["layers"]["feed_forward"]["down"], plain["layers"]["feed_forward"]["down"])
+    np.testing.assert_allclose(
+        grouped["embedding"], plain["embedding"] - 0.1 * 0.5 * params["embedding"], rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (OptimConfig(optimizer="adamv"), r"optim.optimizer='adamv' is not known.*adamw"),
+        (
+            OptimConfig(groups={"norm": GroupConfig(optimizer="mun")}),
+            r"groups.norm.optimizer='mun' is not known",
+        ),
+        (OptimConfig(groups={"ups": GroupConfig()}), r"groups.ups is none of embedding, head, .* needs a pattern"),
+        (
+            OptimConfig(groups={"ups": GroupConfig(pattern="layers/ups")}),
+            r"groups.ups.pattern='layers/ups' matches no parameter; there are embedding, ",
+        ),
+        (
+            OptimConfig(groups={"matrix": GroupConfig(pattern="layers/attention/query")}),
+            r"parameter layers/attention/key is in no group",
+        ),
+        (
+            OptimConfig(groups={name: GroupConfig(pattern="layers/.*/query") for name in ("one", "two")}),
+            r"parameter layers/attention/query is in the groups one and two",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        build(config, 10_000)[0].init(transformer.init(MODEL, 0))
+
+
+@pytest.mark.parametrize(("split", "stacks"), [("projection", (2,)), ("head", (2, 2))])
+def test_parameters_as_matrices_and_back(split, stacks):
+    params = transformer.init(MODEL, 0)["layers"]
+    for name in ("attention/query", "attention/output", "feed_forward/gate", "feed_forward/down"):
+        room, _, one = name.partition("/")
+        x = params[room][one]
+        layout = layout_of(f"layers/{name}", x.shape, split)
+        x_SIO = to_matrices(x, layout)
+        if room == "attention":
+            assert x_SIO.shape[:-2] == stacks
+        np.testing.assert_array_equal(from_matrices(x_SIO, layout, x.shape), x)
+    query_LDNH = params["attention"]["query"]
+    x_LDM = to_matrices(query_LDNH, layout_of("layers/attention/query", query_LDNH.shape))
+    hidden_D = np.arange(32.0)
+    np.testing.assert_allclose(
+        hidden_D @ x_LDM[1], np.einsum("D,DNH->NH", hidden_D, query_LDNH[1]).ravel(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_vector_is_no_matrix():
+    with pytest.raises(UserError, match=r"layers/attention_norm/scale of shape \(2, 32\) is no matrix .*'adamw'"):
+        layout_of("layers/attention_norm/scale", (2, 32))
+
+
+def test_metrics_are_collected_from_anywhere_in_a_state():
+    state = ((Metrics({"clipped": jnp.ones(())}), optax.EmptyState()), {"inner": Metrics({"skipped": jnp.zeros(())})})
+    assert {name: float(value) for name, value in collect(state).items()} == {"clipped": 1.0, "skipped": 0.0}
+    with pytest.raises(AssertionError, match="two transformations measure"):
+        collect((state, Metrics({"clipped": jnp.ones(())})))
 
 
 def test_the_chain_is_adamw_with_clipping_and_masked_decay():
