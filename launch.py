@@ -52,44 +52,6 @@ PARTS = {
 
 QUICKSTART = Path(__file__).resolve().parent / "experiments" / "quickstart.py"
 
-DESCRIPTION = """\
-Quintet pretrains language models, from raw documents to an evaluated model.
-
-Without a verb the whole recipe runs: curate, tokenize, import (where the config begins with a model), train, eval,
-report, export. Each stage writes into its own folder of the workdir. Run the same command again at any time: finished
-stages are skipped, an interrupted one continues, and one made from another config is refused.
-"""
-EXAMPLES = """\
-verbs:
-{verbs}
-
-examples:
-  python launch.py
-      the quickstart, into runs/quickstart
-  python launch.py --config.data.path=~/books --workdir=runs/books
-      the same on your own .txt, .md, .html, .jsonl(.gz, .zst) and .parquet files
-  python launch.py --config.train.steps=3000 --workdir=runs/longer
-      one key changed, in a workdir of its own
-  python launch.py train
-      one stage alone; those before it must be finished
-  python launch.py generate --workdir=runs/quickstart --prompt="def main(" --max-tokens=200
-      text from the newest checkpoint; --chat converses with it
-  python launch.py serve --workdir=runs/quickstart
-      the same over HTTP, for clients of OpenAI's API
-  python launch.py inspect-data --config=experiments/stages.py
-      mixture, shuffle, padding and epochs of a run, as a page, before it begins
-  python launch.py plan --config=experiments/smollm3_3b.py --topology=v5e:16x16
-      does it fit, how long is a step, what does the run cost; made on this machine
-  python launch.py explain --workdir=runs/quickstart --step=1000
-      the documents of a step, with the loss of each
-  srun python launch.py train --config=experiments/smollm3_128k.py
-      all tasks of a Slurm step train as one; the same under mpirun, or on every host of a TPU slice
-  python launch.py train --amend --config.train.steps=3000
-      a run goes on under another mixture, length or added documents; its history records from where
-
-exit codes: 0 finished; 2 something to mend, said in one line; 130 Ctrl-C and 143 SIGTERM, after saving.
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; what a user can cause becomes one line and an exit code."""
@@ -109,90 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Flags; the overrides `--config.a.b=value` are kept, in order, as `overrides`."""
-    from core.errors import UserError, suggest
+    from core.command import parse
 
-    verbs = "\n".join(f"  {name:<17} {what}" for name, what in VERBS.items())
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        epilog=EXAMPLES.format(verbs=verbs),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python launch.py [VERB] [--config=FILE] [--workdir=DIR] [--config.KEY=VALUE ...] [options]",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("verb", nargs="?", metavar="VERB", help="one of those below; without it, the whole recipe")
-    parser.add_argument("--config", default=str(QUICKSTART), metavar="FILE", help="the experiment")
-    parser.add_argument("--workdir", metavar="DIR", help="where everything goes (default: runs/<config's name>)")
-    parser.add_argument("--rebuild", action="store_true", help="set stale stages aside and make them anew")
-    parser.add_argument(
-        "--amend", action="store_true", help="train: what the config now says of batch and data holds from here on"
-    )
-    parser.add_argument(
-        "--skip", type=_steps, metavar="A:B", help="train: go back before step A, leave out the data of steps A to B"
-    )
-    parser.add_argument("--prompt", metavar="TEXT", help="generate: the text to continue; - reads standard input")
-    parser.add_argument("--chat", action="store_true", help="generate: the prompt is a turn; without one, converse")
-    parser.add_argument("--system", default="", metavar="TEXT", help="generate --chat: the system message")
-    parser.add_argument("--max-tokens", type=_count, metavar="N", help="generate: at most (128; chat: all that fit)")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="generate: end before this text; repeatable"
-    )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="generate: of the sampling (0)")
-    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="serve: where to listen (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="serve: where (8000; 0: any free)")
-    parser.add_argument(
-        "--cluster",
-        default="auto",
-        choices=["auto", "none", "slurm", "mpi", "tpu"],
-        help="who says that several processes train as one (auto); none: this one is alone",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 of those; PORT + 1 is used too")
-    parser.add_argument("--processes", type=_count, metavar="N", help="how many these are, where no launcher says it")
-    parser.add_argument("--process", type=_seed, metavar="I", help="which of them this is, 0 to N-1")
-    parser.add_argument("--step", type=int, metavar="K", help="explain: a step, past or planned")
-    parser.add_argument("--document", metavar="ID", help="explain: a document by its id")
-    parser.add_argument("--checkpoint", type=int, metavar="K", help="explain: whose loss (the last before the step)")
-    parser.add_argument("--topology", metavar="KIND:SHAPE", help="plan: such as v5e:16x16, v5p:4x4x4, h100:64")
-    parser.add_argument("--slices", type=_count, default=1, metavar="N", help="plan: of a TPU, joined by network (1)")
-    parser.add_argument("--stage", type=_count, metavar="N", help="plan: of batch.stages, from 1 (the most tokens)")
-    parser.add_argument("--search", action="store_true", help="plan: try meshes, microbatches and remat policies")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    # Overrides are taken out first: argparse reads an unknown option with a space in its value as a verb.
-    overrides = [item for item in argv if item.startswith("--config.")]
-    try:
-        arguments, rest = parser.parse_known_args([item for item in argv if item not in overrides])
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}; see --help") from error
-    rest += [item for item in overrides if "=" not in item]
-    if rest:
-        raise UserError(f"unknown argument {rest[0]}; config keys are given as --config.a.b=value, see --help")
-    if arguments.verb is not None and arguments.verb not in VERBS:
-        raise UserError(f"unknown verb {arguments.verb}{suggest(arguments.verb, VERBS)}")
-    pairs = (item.removeprefix("--config.").partition("=") for item in overrides)
-    arguments.overrides = {key: value for key, _, value in pairs}
-    return arguments
-
-
-def _steps(text: str) -> tuple[int, int]:
-    """A:B as a pair with 1 <= A <= B."""
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers 1 <= A <= B")
-    return int(first), int(last)
-
-
-def _seed(text: str) -> int:
-    """A whole number of 31 bits."""
-    if not (text.isdecimal() and int(text) < 1 << 31):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {(1 << 31) - 1:,}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    """A positive whole number."""
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    return parse(argv, VERBS, default_config=QUICKSTART)
 
 
 def run(arguments: argparse.Namespace) -> None:
