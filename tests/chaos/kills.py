@@ -39,6 +39,8 @@ class Lab:
     corpus: Path
     processes: int = 1
     port: int = 29400
+    steps: int = STEPS
+    source: Path | None = None  # where the same documents have been tokenized already
     reference: Path = field(init=False)
 
     def __post_init__(self):
@@ -46,10 +48,11 @@ class Lab:
 
     def prepare(self) -> None:
         """Makes the tokens and the undisturbed run, unless they are there."""
-        source = self.folder / "source"
-        for verb in ("curate", "tokenize"):
-            result = launch(verb, *self.arguments(source))
-            assert result.returncode == 0, result.stderr
+        if self.source is None:
+            self.source = self.folder / "source"
+            for verb in ("curate", "tokenize"):
+                result = launch(verb, *self.arguments(self.source))
+                assert result.returncode == 0, result.stderr
         if not (self.reference / "done").exists():
             self.fresh(self.reference)
             codes = [life.wait(timeout=300) for life in self.start(self.reference)]
@@ -60,7 +63,7 @@ class Lab:
         """Flags of every command."""
         keys = {
             "batch.rows": 12,
-            "train.steps": STEPS,
+            "train.steps": self.steps,
             "train.checkpoint_every": SAVE_EVERY,
             "train.log_every": 1,
             "train.eval_every": 0,
@@ -72,7 +75,7 @@ class Lab:
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.mkdir(parents=True)
         for name in ("curated", "tokenizer", "tokens"):
-            shutil.copytree(self.folder / "source" / name, workdir / name)
+            shutil.copytree(self.source / name, workdir / name)
         return workdir
 
     def start(self, workdir: Path) -> list[subprocess.Popen]:
@@ -186,10 +189,10 @@ def disturbed_run(lab: Lab, workdir: Path, phases: list[str], chance: random.Ran
 def differences(lab: Lab, workdir: Path) -> int:
     """How many bytes of the final state, and how many logged losses, differ from the undisturbed run."""
     count = 0
-    for ours, theirs in zip(final_arrays(workdir), final_arrays(lab.reference)):
+    for ours, theirs in zip(final_arrays(workdir, lab.steps), final_arrays(lab.reference, lab.steps)):
         count += int((ours != theirs).sum())
     ours, theirs = ({row["step"]: row["loss"] for row in rows_of(run)} for run in (workdir, lab.reference))
-    assert len(ours) == STEPS
+    assert len(ours) == lab.steps
     return count + sum(ours[step] != theirs[step] for step in theirs)
 
 
@@ -198,12 +201,12 @@ def rows_of(workdir: Path) -> list[dict]:
     return [row for row in read_metrics(workdir / "train" / "metrics.jsonl") if "loss" in row]
 
 
-def final_arrays(workdir: Path) -> list[np.ndarray]:
+def final_arrays(workdir: Path, steps: int) -> list[np.ndarray]:
     """Every array of the last checkpoint as raw bits, read without the code under test."""
     import jax
     import orbax.checkpoint as ocp
 
-    path = (workdir / "train" / "checkpoints" / str(STEPS) / "state").absolute()
+    path = (workdir / "train" / "checkpoints" / str(steps) / "state").absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path).item_metadata.tree
         wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -10,7 +10,7 @@ import time
 import pytest
 from chaos.kills import free_port
 
-from lab import ROOT, smoke
+from lab import ROOT, launch, smoke
 from train.metrics import read_metrics
 
 
@@ -21,6 +21,7 @@ def start(workdir, corpus, count, *flags, own=()):
     return [
         subprocess.Popen(
             [*command, f"--process={number}", *(own if number == count - 1 else ())],
+            env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -29,6 +30,7 @@ def start(workdir, corpus, count, *flags, own=()):
     ]
 
 
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the compiling
 FLAGS = ("--config.batch.rows=24", "--config.train.log_every=1", "--config.train.eval_every=0")
 
 
@@ -58,7 +60,7 @@ SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "n[1-3]",
     "SLURM_STEP_TASKS_PER_NODE": "3",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # half the compiling
+    "XLA_FLAGS": QUICK,
 }
 
 
@@ -76,34 +78,56 @@ def losses(workdir):
 @pytest.fixture
 def workdir(finished, tmp_path):
     """Tokens, not yet trained on."""
-    folder = tmp_path / "run"
+    return with_tokens(tmp_path / "run", finished)
+
+
+def with_tokens(folder, finished):
     folder.mkdir()
     for name in ("curated", "tokenizer", "tokens"):
         (folder / name).symlink_to(finished / name)
     return folder
 
 
-def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, corpus, tmp_path, monkeypatch):
-    """Parameters in two parts, the tokens of a row on two devices: each process holds a part of every row."""
+def trained_alone(folder, finished, corpus, *flags):
+    """The same run of one process with one device."""
+    command = ["train", *smoke(with_tokens(folder, finished), corpus, *FLAGS, *flags)]
+    result = launch(*command, env={**os.environ, "XLA_FLAGS": QUICK})
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"fsdp": 2, "context": 2},  # each process holds a part of every row
+        *(
+            pytest.param(axes, marks=pytest.mark.slow)
+            for axes in (
+                {"fsdp": 4},
+                {"fsdp": 2, "tensor": 2},
+                {"tensor": 2, "context": 2},
+                {"replica": 2, "fsdp": 2},
+            )
+        ),
+    ],
+    ids=lambda axes: "-".join(f"{name}{size}" for name, size in axes.items()),
+)
+def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, corpus, tmp_path, monkeypatch, axes):
     steps = "--config.train.steps=20"
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    for name in ("curated", "tokenizer", "tokens"):
-        (alone / name).symlink_to(finished / name)
-    command = [sys.executable, str(ROOT / "launch.py"), "train", *smoke(alone, corpus, *FLAGS, steps)]
-    assert subprocess.run(command, check=False).returncode == 0
+    alone = trained_alone(tmp_path / "alone", finished, corpus, steps)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    mesh = ("--config.mesh.fsdp=2", "--config.mesh.context=2", "--config.train.microbatches=2")
+    mesh = [*(f"--config.mesh.{name}={size}" for name, size in axes.items()), "--config.train.microbatches=2"]
     codes, told = ends(start(workdir, corpus, 2, steps, *mesh))
     assert codes == [0, 0], told
-    assert "4 cpu of 2 hosts, fsdp 2 x context 2" in told[0], told
+    split = " x ".join(f"{name} {size}" for name, size in axes.items())
+    assert f"4 cpu of 2 hosts, {split}" in told[0], told
     ours, theirs = losses(workdir), losses(alone)
     assert sorted(ours) == list(range(1, 21))
     assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=2e-6)
 
 
 def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, tmp_path):
-    steps = "--config.train.steps=60"
+    steps = "--config.train.steps=36"
     two = start(workdir, corpus, 2, steps)
     while not losses(workdir):
         assert all(process.poll() is None for process in two), ends(two)
@@ -116,17 +140,9 @@ def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, t
     codes, told = ends(start(workdir, corpus, 3, steps))
     assert codes == [0, 0, 0], told
     assert f"from step {saved}" in told[0]
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    for name in ("curated", "tokenizer", "tokens"):
-        (alone / name).symlink_to(finished / name)
-    flags = [*FLAGS, steps]
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), "train", *smoke(alone, corpus, *flags)], check=False
-    )
-    assert result.returncode == 0
+    alone = trained_alone(tmp_path / "alone", finished, corpus, steps)
     ours, theirs = losses(workdir), losses(alone)
-    assert sorted(ours) == list(range(1, 61))
+    assert sorted(ours) == list(range(1, 37))
     early = [step for step in ours if step <= saved + 20]  # later, differences of rounding have grown
     assert [ours[step] for step in early] == pytest.approx([theirs[step] for step in early], abs=1e-4)
 
@@ -145,10 +161,7 @@ def test_what_several_processes_refuse(workdir, corpus, flags, own, message):
 
 
 def test_hosts_that_share_no_folder_are_refused(workdir, finished, corpus, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("curated", "tokenizer", "tokens"):
-        (other / name).symlink_to(finished / name)
+    other = with_tokens(tmp_path / "other", finished)
     codes, told = ends(start(workdir, corpus, 2, own=[f"--workdir={other}"]))
     assert codes == [2, 2], told
     assert f"process 1 on {socket.gethostname()}: {other} is not where process 0 writes" in told[1]
