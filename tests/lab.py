@@ -1,8 +1,10 @@
 """What tests share: a small corpus, a run without a workdir, and launch.py as a user runs it."""
 
+import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,6 +53,25 @@ def smoke(workdir: Path, corpus: Path, *arguments: object) -> list[str]:
         "--config.train.steps=24",
         *map(str, arguments),
     ]
+
+
+def on_devices(count: int, program: str, timeout: int = 300, **flags: object) -> str:
+    """Runs a Python program in a process of its own with so many virtual CPU devices; what it printed.
+
+    `flags` are XLA's.
+    """
+    flags = {"xla_force_host_platform_device_count": count, **flags}
+    shown = " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items())
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "XLA_FLAGS": shown, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr
 
 
 class FakeShards:

@@ -57,7 +57,7 @@ RULES = (
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:  # noqa: B008 (frozen)
     """The mesh that `config` asks for, on all devices of the run or on those given."""
     devices = list(devices if devices is not None else jax.devices())
-    slices = _slices(devices)
+    slices = count_slices(devices)
     sizes = _sizes(config, len(devices), slices)
     if slices > 1:  # replica is the outer axis, and goes over the network between slices
         inner = (sizes[0] // slices, *sizes[1:])
@@ -69,7 +69,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = Non
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _slices(devices: list[Any]) -> int:
+def count_slices(devices: list[Any]) -> int:
     """Of a TPU. (A GPU has a slice_index too, its host's.)"""
     return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
 
@@ -168,7 +168,7 @@ def shown(mesh: Mesh) -> str:
 def described(mesh: Mesh) -> dict[str, Any]:
     """The devices of a mesh and how they divide the work, for whoever reads of the run elsewhere."""
     devices = list(mesh.devices.flat)
-    own = {"device_kind": devices[0].device_kind, "devices": len(devices), "slices": _slices(devices)}
+    own = {"device_kind": devices[0].device_kind, "devices": len(devices), "slices": count_slices(devices)}
     return own | {"mesh": dict(mesh.shape)}
 
 

@@ -1,10 +1,6 @@
 """Every implementation of attention against the plain one: values, maxima, gradients, what it may not see."""
 
 import functools
-import os
-import subprocess
-import sys
-import textwrap
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,6 +14,7 @@ from cross_entropy_lab import quickly_compiled
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
+from lab import on_devices
 
 # The GPU's kernels take seconds a test here; a few quick ones are in gpu_test.py.
 IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow)]
@@ -308,9 +305,4 @@ def test_sharded_batch_and_heads_give_the_same(implementation):
             assert got[1][0].sharding.is_equivalent_to(heads, 4), got[1][0].sharding
             assert "all-gather" not in compiled.as_text()
     """
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    on_devices(4, program)

@@ -1,11 +1,9 @@
 """Attention and rotation where the mesh axis `context` splits the tokens of a row: results of one device."""
 
-import os
-import subprocess
-import sys
 import textwrap
 
 from cross_entropy_lab import QUICKLY
+from lab import on_devices
 
 PROGRAM = """
     import logging
@@ -79,13 +77,7 @@ MESHES = "dict(context=2), dict(context=4), dict(fsdp=2, context=2), dict(contex
 
 
 def on_four_devices(calls: str) -> str:
-    flags = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
-    flags = " ".join(["--xla_force_host_platform_device_count=4", *flags])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    program = textwrap.dedent(PROGRAM) + textwrap.dedent(calls)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
 
 
 def test_split_rows_give_the_same():

@@ -1,11 +1,9 @@
 """The loss on several devices: tokens split over `replica`, `fsdp` and `context`, the vocabulary over `tensor`."""
 
-import os
-import subprocess
-import sys
 import textwrap
 
 from cross_entropy_lab import QUICKLY
+from lab import on_devices
 
 PROGRAM = """
     import contextlib
@@ -63,12 +61,7 @@ PROGRAM = """
 
 
 def on_four_devices(calls: str) -> None:
-    flags = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
-    flags = " ".join(["--xla_force_host_platform_device_count=4", *flags])
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    program = textwrap.dedent(PROGRAM) + textwrap.dedent(calls)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
 
 
 def test_split_vocabulary_gives_the_same():

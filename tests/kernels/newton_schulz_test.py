@@ -1,10 +1,6 @@
 """Every implementation of the symmetric products and of the iteration on them, against float64."""
 
 import functools
-import os
-import subprocess
-import sys
-import textwrap
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,6 +15,7 @@ from kernels import dispatch
 from kernels.newton_schulz import gpu, reference, tpu
 from kernels.newton_schulz.api import gram, newton_schulz, symmetric_polynomial
 from kernels.newton_schulz.pairs import pairs
+from lab import on_devices
 from model.presets import PRESETS
 from scaling.topology import CHIPS, compile_for_chip
 
@@ -188,12 +185,7 @@ def test_matrices_are_spread_over_the_mesh(implementation):
             assert f"f32[{{-(-L // 4)}}," in compiled.as_text()
             assert got.sharding.is_equivalent_to(rows.sharding, 3), got.sharding
     """
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    on_devices(4, program)
 
 
 @pytest.mark.parametrize("near", [1, 2, 8])

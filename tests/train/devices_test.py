@@ -1,7 +1,6 @@
 """One device and four give the same run: a process of its own, with four virtual CPU devices."""
 
-import subprocess
-import sys
+from lab import on_devices
 
 SCRIPT = """
 import sys
@@ -44,21 +43,7 @@ print("four devices agree with one")
 
 
 def test_four_devices_train_as_one(tmp_path):
-    import os
     from pathlib import Path
 
     script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "checkpoints"))
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
-    assert "four devices agree with one" in result.stdout, result.stderr[-2000:]
+    assert "four devices agree with one" in on_devices(4, script)

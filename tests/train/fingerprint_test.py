@@ -1,9 +1,5 @@
 """Any changed bit and any exchange changes a fingerprint; the layout over devices does not."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab import on_devices
 from train import fingerprint
 from train.fingerprint import fingerprints
 
@@ -143,12 +140,4 @@ print("the same on", jax.device_count(), sorted(expected.items()))
 
 
 def test_every_layout_over_four_devices_gives_the_same_without_moving_arrays():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=300, check=False
-    )
-    assert "the same on 4" in result.stdout, result.stderr[-3000:]
+    assert "the same on 4" in on_devices(4, SCRIPT)

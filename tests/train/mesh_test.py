@@ -1,11 +1,11 @@
 """Every mesh trains as one device does: a process of its own, with virtual CPU devices."""
 
-import os
-import subprocess
-import sys
+import types
 from pathlib import Path
 
 import pytest
+
+from lab import on_devices
 
 SCRIPT = """
 import dataclasses, sys
@@ -80,11 +80,7 @@ def make_run():
 def train_on(cases):
     """Runs the script with eight devices."""
     script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=900, check=False
-    )
-    assert result.stdout.count("as one device:") == len(cases), result.stderr[-2000:]
+    assert on_devices(8, script, timeout=1800).count("as one device:") == len(cases)
 
 
 def test_meshes_train_as_one_device():
@@ -114,3 +110,14 @@ def test_compiled_programs_are_kept_on_accelerators(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compile_cache")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(("platform", "slices"), [("tpu", 2), ("gpu", 1), ("cpu", 1)])
+def test_slices_are_a_tpus(platform, slices):
+    """A GPU's slice_index is its host's, and hosts of GPUs are no slices."""
+    from train.config import MeshConfig
+    from train.sharding import abstract_mesh, count_slices
+
+    devices = [types.SimpleNamespace(platform=platform, slice_index=number // 4) for number in range(8)]
+    assert count_slices(devices) == slices
+    assert abstract_mesh(MeshConfig(), 8, slices).shape["replica"] == slices
