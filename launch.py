@@ -32,6 +32,7 @@ VERBS = {
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
     "inspect-tokenizer": "a grown tokenizer beside the one it grew from, into inspect-tokenizer/",
     "plan": "memory, step time and cost on --topology, compiled without any chip, into plan/",
+    "compare": "variants of one run, tuned alike and trained on the same seeds, with a verdict, into compare/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
 RECIPE = ("curate", "tokenize", "import", "train", "eval", "report", "export")
@@ -48,6 +49,7 @@ PARTS = {
     "start": ("train.config", "StartConfig"),
     "eval": ("evals.config", "EvalConfig"),
     "export": ("train.config", "ExportConfig"),
+    "compare": ("scaling.config", "CompareConfig"),
 }
 
 QUICKSTART = Path(__file__).resolve().parent / "experiments" / "quickstart.py"
@@ -259,6 +261,19 @@ class Experiment:
         asked = [f"--topology={given.topology}"] + ([f"--slices={given.slices}"] if given.slices > 1 else [])
         command = shlex.join(["python", "launch.py", "plan", *self.flags, *asked])
         plan(self.training, self.workdir, name, given.topology, **options, command=command)
+
+    def compare(self) -> None:
+        """Which of several ways to train ends lower, if any."""
+        from scaling.compare import compare
+
+        def make_run(keys: Mapping[str, Any]) -> tuple[Any, Any]:
+            overrides = {**self.arguments.overrides, **{key: str(value) for key, value in keys.items()}}
+            own = open_experiment(argparse.Namespace(**{**vars(self.arguments), "overrides": overrides}))
+            return own.training, own.parts["eval"]
+
+        command = shlex.join(["python", "launch.py", "compare", *self.flags])
+        name = Path(self.arguments.config).stem
+        compare(self.parts["compare"], make_run, self.workdir, name, command)
 
     def explain(self) -> None:
         """What a step saw, or which steps saw a document."""

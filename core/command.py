@@ -34,6 +34,8 @@ examples:
       mixture, shuffle, padding and epochs of a run, as a page, before it begins
   python launch.py plan --config=experiments/smollm3_3b.py --topology=v5e:16x16
       does it fit, how long is a step, what does the run cost; made on this machine
+  python launch.py compare --config=experiments/optimizer_race.py
+      which optimiser ends lowest, and whether that is more than chance
   python launch.py explain --workdir=runs/quickstart --step=1000
       the documents of a step, with the loss of each
   srun python launch.py train --config=experiments/smollm3_128k.py

@@ -18,6 +18,10 @@ from data.plan import Plan
 from train.goodput import Goodput
 
 
+class Diverged(UserError):
+    """Training that came to nothing finite."""
+
+
 class Journal:
     """Writes rows from step `start` on; rows beyond it come from work that was lost and are removed.
 
@@ -49,7 +53,7 @@ class Journal:
         """
         values = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(values["loss"]):
-            raise UserError(
+            raise Diverged(
                 f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
                 "start again in another --workdir"
             )

@@ -1,0 +1,236 @@
+"""The verb `compare`: variants of one run, each tuned with a budget of its own, then trained on the same seeds.
+
+Every trial is an ordinary run in a workdir of its own below `compare/runs/`, over the same tokens: a finished one is
+skipped (its checkpoints are gone, its numbers stay), an interrupted one continues. The trials that tune have seed 0,
+those that count 1, 2, ...
+"""
+
+import itertools
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from core.errors import UserError
+from core.files import fingerprint, read_json, write_json
+from core.progress import duration, say
+from evals.config import EvalConfig
+from evals.evaluate import quick_evaluation
+from optim.build import build
+from scaling.compare_page import write_page
+from scaling.compare_text import table
+from scaling.config import CompareConfig, VariantConfig
+from train.loop import train
+from train.metrics import Diverged, read_metrics
+from train.run import CHECKPOINTS, FOLDER, Run, run_spec
+from train.state import abstract
+
+PLACE = "compare"
+TOKENS = ("curated", "tokenizer", "tokens")
+MEASURE = "heldout_bits_per_byte"
+
+
+class Trial(NamedTuple):
+    """One run: of which variant, with which keys, over which share of the steps, on which seed."""
+
+    variant: str
+    keys: Mapping[str, Any]
+    length: float
+    seed: int
+
+    @property
+    def shown(self) -> str:
+        """In a line."""
+        keys = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.keys.items())
+        return f"{self.variant}, {self.length:g} of the steps, seed {self.seed}" + (f", {keys}" if keys else "")
+
+
+class Result(NamedTuple):
+    """What a trial came to."""
+
+    loss: float  # held-out bits per byte at the end; infinite where it failed
+    seconds: float  # of training, without evaluations
+    step_seconds: float  # the median
+    state_bytes: int
+    curve: list[tuple[int, float]]  # held-out bits per byte at a step
+    peak_bytes: int  # on an accelerator; 0 where they are not counted
+    failed: str = ""
+
+
+MakeRun = Callable[[Mapping[str, Any]], tuple[Run, EvalConfig]]
+
+
+def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, command: str) -> None:
+    """Trains all trials, writes `compare/compare.json` and `compare.html`, prints the table and the verdict."""
+    if not config.variants:
+        raise UserError("config compare.variants is empty; experiments/optimizer_race.py has some")
+    if not jax.config.jax_compilation_cache_dir:  # seeds of a variant are one program
+        jax.config.update("jax_compilation_cache_dir", str(workdir / PLACE / "compile_cache"))
+    lab = _Lab(config, make_run, workdir)
+    tuned = {variant: lab.tune(variant) for variant in config.variants}
+    results: dict[str, dict[float, list[Result]]] = {}
+    for variant in config.variants:
+        lengths = (1.0,) if variant == config.baseline else config.lengths
+        results[variant] = {
+            length: [lab.run(Trial(variant, tuned[variant], length, seed)) for seed in range(1, config.seeds + 1)]
+            for length in lengths
+        }
+    found = {
+        "name": name,
+        "baseline": config.baseline,
+        "significance": config.significance,
+        "steps": lab.steps,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__},
+        "variants": {
+            variant: {
+                "set": dict(config.variants[variant].set),
+                "tuned": {key: tuned[variant][key] for key in _tuned_keys(config, variant)},
+                "tuning": [
+                    {**one._asdict(), "keys": dict(one.keys)} | own._asdict() for one, own in lab.tuning[variant]
+                ],
+                "runs": {f"{length:g}": [own._asdict() for own in runs] for length, runs in of_lengths.items()},
+            }
+            for variant, of_lengths in results.items()
+        },
+    }
+    folder = workdir / PLACE
+    write_json(folder / "compare.json", found)
+    pages = write_page(found, command, folder / "compare.html")
+    print(table(found))  # noqa: T201 (the result, to standard output)
+    say(f"compare: {pages[0]}, and compare.json beside it")
+
+
+def _tuned_keys(config: CompareConfig, variant: str) -> list[str]:
+    own = config.variants[variant]
+    return [key for key, _ in (config.variants[own.tuned_as] if own.tuned_as else own).tune]
+
+
+class _Lab:
+    """Runs trials and remembers how long they took."""
+
+    def __init__(self, config: CompareConfig, make_run: MakeRun, workdir: Path):
+        self.config, self.make_run, self.workdir = config, make_run, workdir
+        self.tuning: dict[str, list[tuple[Trial, Result]]] = {variant: [] for variant in config.variants}
+        self.done, self.took = 0, []
+        base, _ = make_run({})
+        self.steps, every = base.train.steps, base.train.eval_every
+        if not self.steps or not every:
+            raise UserError("config compare: trials need train.steps and train.eval_every, and no batch.stages")
+        for length in config.lengths:
+            if self._steps(length) % every:
+                raise UserError(
+                    f"config compare.lengths: {length:g} of {self.steps:,} steps is no multiple of "
+                    f"train.eval_every={every}, so its end would not be measured"
+                )
+        rounds = sum(len(values) for own in config.variants.values() for _, values in own.tune)
+        repeated = sum(max(0, len(own.tune) - 1) for own in config.variants.values())
+        others = (len(config.variants) - 1) * len(config.lengths)
+        self.total = rounds - repeated + config.seeds * (1 + others)
+        self._require_all()
+
+    def _require_all(self) -> None:
+        """Refuses what cannot be made, before the first trial runs."""
+        for variant, own in self.config.variants.items():
+            tried = ({**_first(own), key: value} for key, values in own.tune for value in values)
+            for keys, length in itertools.product([_first(own), *tried], self.config.lengths):
+                run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
+                build(run.optim, run.steps)
+
+    def _steps(self, length: float) -> int:
+        return round(length * self.steps)
+
+    def _keys(self, trial: Trial) -> dict[str, Any]:
+        """All that a trial sets."""
+        own = {**dict(self.config.variants[trial.variant].set), **trial.keys}
+        return own | {"train.steps": self._steps(trial.length), "seed": trial.seed}
+
+    def tune(self, variant: str) -> dict[str, Any]:
+        """The keys of the lowest final loss, one key after the other; of another variant where that is asked."""
+        own = self.config.variants[variant]
+        if own.tuned_as:
+            return {**self.best(own.tuned_as)}
+        keys = _first(own)
+        for number, (key, values) in enumerate(own.tune):
+            for value in values:
+                if number and value == keys[key]:
+                    continue  # tried in the round before
+                trial = Trial(variant, {**keys, key: value}, 1.0, 0)
+                self.tuning[variant].append((trial, self.run(trial)))
+            keys = self.best(variant)
+        return keys
+
+    def best(self, variant: str) -> dict[str, Any]:
+        """Of the trials that tuned a variant so far."""
+        if not self.tuning[variant]:
+            return {}
+        trial, result = min(self.tuning[variant], key=lambda pair: pair[1].loss)
+        if not math.isfinite(result.loss):
+            raise UserError(f"compare: every trial of {variant} failed: {result.failed}")
+        return dict(trial.keys)
+
+    def run(self, trial: Trial) -> Result:
+        """Trains where that is still to be done; a run that diverges is a result too."""
+        self.done += 1
+        run, evaluation = self.make_run(self._keys(trial))
+        made_from = fingerprint({"spec": run_spec(run, self.workdir), "run": repr(run), "eval": repr(evaluation)})
+        folder = self.workdir / PLACE / "runs" / f"{trial.variant}-{trial.length:g}-{trial.seed}-{made_from[:12]}"
+        path = folder / "result.json"
+        if not path.exists():
+            left = (
+                f", {duration((self.total - self.done + 1) * statistics.mean(self.took))} left" if self.took else ""
+            )
+            say(f"compare: {self.done} of {self.total}{left}: {trial.shown}")
+            began = time.monotonic()
+            write_json(path, self._train(run, evaluation, folder)._asdict())
+            shutil.rmtree(folder / FOLDER / CHECKPOINTS, ignore_errors=True)  # what it came to is known
+            self.took.append(time.monotonic() - began)
+        return Result(**read_json(path))
+
+    def _train(self, run: Run, evaluation: EvalConfig, folder: Path) -> Result:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TOKENS:
+            if not (folder / name).exists():
+                (folder / name).symlink_to(Path("../../..") / name)
+        failed = ""
+        try:
+            train(run, folder, make_evaluate=lambda: quick_evaluation(evaluation, run, folder))
+        except Diverged as error:
+            failed = str(error)
+            say(f"compare: {error}")
+        return _read(folder, run, failed)
+
+
+def _first(variant: VariantConfig) -> dict[str, Any]:
+    """The first value of every tuned key."""
+    return {key: values[0] for key, values in variant.tune}
+
+
+def _read(folder: Path, run: Run, failed: str) -> Result:
+    """A trial's result from what its run wrote."""
+    rows = read_metrics(folder / FOLDER / "metrics.jsonl")
+    curve = [(row["step"], row[MEASURE]) for row in rows if MEASURE in row]
+    trained = [row for row in rows if "tokens_per_second" in row]
+    per_step = run.batch.rows * run.batch.row_length
+    rates = sorted(row["tokens_per_second"] for row in trained[1:]) or [math.inf]
+    complete = not failed and curve and curve[-1][0] == run.train.steps
+    return Result(
+        curve[-1][1] if complete else math.inf,
+        trained[-1]["seconds"] if trained else 0.0,
+        per_step / statistics.median(rates),
+        _state_bytes(run),
+        curve,
+        max((row.get("memory_peak_bytes", 0) for row in rows), default=0),
+        failed,
+    )
+
+
+def _state_bytes(run: Run) -> int:
+    """Of parameters and optimiser."""
+    state = abstract(run.model, build(run.optim, run.steps)[0])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,0 +1,106 @@
+"""A comparison as a page: who ends where, how they got there, and what tuning found."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from core.page import Page, strong
+from evals import draw
+from scaling.compare_text import cells, judge, losses, rows, table
+from scaling.verdict import interval
+
+
+def write_page(found: Mapping[str, Any], command: str, path: Path) -> list[Path]:
+    """Writes compare.html, and a PNG of each picture beside it."""
+    own, said = rows(found), judge(found)
+    lengths = sorted({length for row in own for length in row.reached})
+    page = Page(
+        f"Comparison {found['name']}",
+        strong(said.said[:1].upper() + said.said[1:] + ". "),
+        f"{len(own)} variants of one run of {found['steps']:,} steps, each tuned, then trained on the same seeds.",
+        footer=f"jax {found['versions']['jax']}, {found['device']}",
+    )
+    sheet = draw.Sheet(page)
+    page.section("Final loss")
+    alt = ", ".join(f"{row.name} {row.loss.mean:.4f}" for row in own)
+    sheet.figure("final", functools.partial(_final, found), f"Held-out bits per byte at the end: {alt}")
+    head = ["", "bits per byte", f"steps to {found['baseline']}'s", *(f"p at {length:g}" for length in lengths)]
+    page.table([*head, "ms a step", "a run", "state, MB", "tuned", "trials"], [cells(row, lengths) for row in own])
+    page.section("On the way")
+    sheet.figure("curves", functools.partial(_curves, found), "Held-out bits per byte by step, means over seeds")
+    page.section("Tuning")
+    for name, variant in found["variants"].items():
+        if variant["tuning"]:
+            page.heading(name)
+            keys = list(variant["tuning"][0]["keys"])
+            tried = [
+                [*one["keys"].values(), one["loss"] if not one["failed"] else one["failed"]]
+                for one in variant["tuning"]
+            ]
+            page.table([*(key.rpartition(".")[2] for key in keys), "bits per byte"], tried)
+    page.section("As Markdown")
+    page.pre(table(found))
+    page.section("Reproduce")
+    page.pre(command)
+    return sheet.write(path)
+
+
+@draw.styled
+def _final(found: Mapping[str, Any], width: int) -> Figure:
+    """Every run a dot, means with their intervals; shorter runs fainter below."""
+    lines = [
+        (name, length, own[length])
+        for name, own in sorted(losses(found).items(), key=lambda pair: np.mean(pair[1][1.0]))
+        for length in sorted(own, reverse=True)
+    ]
+    left = 150 if width > 500 else 110
+    figure = draw.blank(width, 60 + 26 * len(lines))
+    axes = draw.panel(figure, left, 46, width - left - 30, 26 * len(lines))
+    base = interval(losses(found)[found["baseline"]][1.0])
+    axes.axvspan(base.low, base.high, color=draw.LIGHT["grid"], linewidth=0)
+    for row, (_, length, values) in enumerate(lines):
+        colour = draw.LIGHT["blue" if length == 1 else "other"]
+        finite = [value for value in values if np.isfinite(value)]
+        axes.plot(finite, [-row] * len(finite), "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
+        if len(finite) == len(values):
+            mean = interval(values)
+            axes.plot([mean.low, mean.high], [-row, -row], color=colour)
+            axes.plot([mean.mean], [-row], "|", color=colour, markersize=14, markeredgewidth=2)
+    axes.set_yticks([-row for row in range(len(lines))])
+    axes.set_yticklabels([name if length == 1 else f"{length:g} of the steps" for name, length, _ in lines])
+    axes.set_ylim(-len(lines) + 0.4, 0.6)
+    axes.grid(visible=False)
+    axes.set_xlabel(f"held-out bits per byte; shaded: {found['baseline']}", loc="left")
+    return figure
+
+
+@draw.styled
+def _curves(found: Mapping[str, Any], width: int) -> Figure:
+    """Means over seeds of runs over all steps."""
+    names = list(found["variants"])
+    lines = draw.legend_lines([(name, _colour(i)) for i, name in enumerate(names)], width - 60)
+    figure = draw.blank(width, 330 + 20 * len(lines))
+    axes = draw.panel(figure, draw.MARGIN, 46, width - 100, 260)
+    draw.head(figure, "Held-out bits per byte", lines)
+    ends = []
+    for number, name in enumerate(names):
+        curves = [dict(map(tuple, one["curve"])) for one in found["variants"][name]["runs"]["1"] if not one["failed"]]
+        if not curves:
+            continue
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        means = [np.mean([curve[step] for curve in curves]) for step in steps]
+        style = "-" if number < len(draw.SERIES) else "--"
+        axes.plot(steps, means, style, color=draw.LIGHT[_colour(number)])
+        ends.append(means[-1])
+    if ends:
+        axes.set_ylim(min(ends) - 0.05 * min(ends), 1.35 * max(ends))
+    draw.steps(axes, found["steps"])
+    return figure
+
+
+def _colour(number: int) -> str:
+    return draw.SERIES[number % len(draw.SERIES)]

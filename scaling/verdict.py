@@ -1,0 +1,112 @@
+"""What a few runs of several variants say: means with intervals, tests, and a verdict that may be none.
+
+Final losses of a variant are one number a seed; a run that failed is infinite and counts against its variant.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A mean and where it lies with 95% confidence, by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Of the mean of independent values; infinite where one is."""
+    own = np.asarray(values, np.float64)
+    if not np.isfinite(own).all() or len(own) < 2:
+        return Interval(float(own.mean()), -math.inf, math.inf)
+    half = stats.t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / math.sqrt(len(own))
+    return Interval(float(own.mean()), float(own.mean() - half), float(own.mean() + half))
+
+
+def p_less(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Probability of a difference as large if `ours` were not less in the mean: Welch's t-test, one-sided."""
+    if not np.isfinite(ours).all():
+        return 1.0
+    if not np.isfinite(theirs).all():  # a baseline that failed is not a number to be below of
+        return math.nan
+    if np.ptp(ours) == 0 == np.ptp(theirs):
+        return 0.0 if ours[0] < theirs[0] else 1.0
+    return float(stats.ttest_ind(ours, theirs, equal_var=False, alternative="less").pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p values corrected for their number (Holm 1979): the chance of any false claim stays below the level."""
+    corrected, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda pair: (math.isnan(pair[1]), pair[1]))):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
+
+
+def steps_to(target: float, lengths: Sequence[float], losses: Sequence[float]) -> float:
+    """The share of the steps at which a run of its own would end at `target`, between the lengths that were run.
+
+    The loss is interpolated over the logarithm of the length. Below the shortest it is the shortest, an upper bound;
+    beyond the longest it is infinite.
+    """
+    if losses[-1] > target:
+        return math.inf
+    for i in range(len(lengths) - 1, 0, -1):
+        if losses[i - 1] > target:
+            share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
+            return math.exp(math.log(lengths[i - 1]) + share * math.log(lengths[i] / lengths[i - 1]))
+    return lengths[0]
+
+
+def bootstrap_steps(
+    baseline: Sequence[float], lengths: Sequence[float], losses_LS: np.ndarray, draws: int = 4000
+) -> Interval:
+    """`steps_to` the baseline's mean, with an interval over seeds of both, drawn with replacement."""
+    random = np.random.default_rng(0)
+    theirs, seeds = np.asarray(baseline), losses_LS.shape[1]
+    found = [
+        steps_to(
+            theirs[random.integers(len(theirs), size=len(theirs))].mean(),
+            lengths,
+            losses_LS[:, random.integers(seeds, size=seeds)].mean(1),
+        )
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
+    return Interval(steps_to(theirs.mean(), lengths, losses_LS.mean(1)), float(low), float(high))
+
+
+class Verdict(NamedTuple):
+    """Who ends lowest at equal steps, where that is more than chance."""
+
+    winner: str | None
+    p: float  # the largest, corrected, of its tests against all others
+    said: str
+
+
+def verdict(losses: Mapping[str, Sequence[float]], significance: float) -> Verdict:
+    """The variant whose final loss is below that of every other, each test at the corrected level; or none.
+
+    A variant of which a run failed neither wins nor is beaten.
+    """
+    whole = {name: own for name, own in losses.items() if np.isfinite(own).all()}
+    if len(whole) < 2:
+        return Verdict(None, 1.0, f"no winner: runs failed of all but {len(whole)} of {len(losses)} variants")
+    best = min(whole, key=lambda name: float(np.mean(whole[name])))
+    others = holm({name: p_less(whole[best], own) for name, own in whole.items() if name != best})
+    alike = [name for name, p in others.items() if not p < significance]
+    if not alike:
+        worst = max(others.values())
+        return Verdict(best, worst, f"{best} ends lowest: p {shown_p(worst)} against each of the others that ended")
+    among = " and ".join([best, *alike]) if len(alike) < 3 else f"{best}, {', '.join(alike[:-1])} and {alike[-1]}"
+    return Verdict(None, max(others.values()), f"no winner: {among} cannot be told apart at p < {significance:g}")
+
+
+def shown_p(p: float) -> str:
+    """As papers write it."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"

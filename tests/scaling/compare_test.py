@@ -1,0 +1,131 @@
+"""Comparisons: what the statistics say, and the verb on runs of seconds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import launch
+from lab import ROOT, smoke
+from scaling.verdict import bootstrap_steps, holm, interval, p_less, steps_to, verdict
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    held = [interval(random.normal(3, 2, 5)) for _ in range(4000)]
+    assert np.mean([own.low < 3 < own.high for own in held]) == pytest.approx(0.95, abs=0.012)
+
+
+def test_p_values_are_welchs_and_corrected_as_holm_does():
+    ours, theirs = [1.0, 1.1, 0.9], [1.3, 1.5, 1.6]
+    assert p_less(ours, theirs) == stats.ttest_ind(ours, theirs, equal_var=False, alternative="less").pvalue
+    assert p_less([1.0, math.inf, 1.0], theirs) == 1.0
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+
+
+def test_without_a_difference_hardly_ever_a_winner():
+    """Five variants of one distribution: a false claim at most as often as the level."""
+    random = np.random.default_rng(1)
+    claims = [
+        verdict({name: random.normal(0, 1, 5) for name in "abcde"}, 0.01).winner is not None for _ in range(1000)
+    ]
+    assert np.mean(claims) <= 0.01
+
+
+def test_a_winner_is_named_where_it_is_one():
+    random = np.random.default_rng(2)
+    runs = {"muon": random.normal(3.0, 0.01, 5), "adamw": random.normal(3.2, 0.01, 5), "soap": [3.1, math.inf, 3.0]}
+    won = verdict(runs, 0.01)
+    assert won.winner == "muon"
+    alike = verdict({**runs, "other": random.normal(3.0, 0.01, 5)}, 0.01)
+    assert alike.winner is None
+    assert "no winner: " in alike.said
+    assert "cannot be told apart" in alike.said
+
+
+def test_steps_to_a_loss_lie_between_the_lengths_that_were_run():
+    lengths, losses = [0.5, 1.0], [3.2, 3.0]
+    assert steps_to(3.0, lengths, losses) == pytest.approx(1.0)
+    assert steps_to(3.1, lengths, losses) == pytest.approx(math.sqrt(0.5))
+    assert steps_to(3.3, lengths, losses) == 0.5  # at most
+    assert steps_to(2.9, lengths, losses) == math.inf
+    found = bootstrap_steps([3.1, 3.1, 3.1], lengths, np.array([[3.19, 3.2, 3.21], [2.99, 3.0, 3.01]]))
+    assert found.low < found.mean < found.high
+
+
+def race(workdir, corpus, *flags):
+    config = workdir.parent / "race.py"
+    config.write_text(RACE)
+    given = [*smoke(workdir, corpus, "--config.train.steps=8", "--config.train.eval_every=4")[1:], *flags]
+    arguments = launch.parse_arguments(["compare", f"--config={config}", *given])
+    launch.open_experiment(arguments).run("compare")
+    return json.loads((workdir / "compare" / "compare.json").read_text())
+
+
+RACE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from experiments import smoke
+from ml_collections import ConfigDict
+
+def get_config():
+    config = smoke.get_config()
+    with config.unlocked():
+        config.optim.warmup_steps = 1
+        config.compare = ConfigDict(dict(baseline="slow", seeds=2, lengths=(1.0,)))
+        config.compare.variants = ConfigDict(dict(
+            slow=dict(tune=(("optim.learning_rate", (1e-5, 2e-5)), ("optim.b2", (0.95,)))),
+            quick=dict(set=(("optim.learning_rate", 1e-2),)),
+            mad=dict(set=(("optim.learning_rate", 1e30),)),
+        ))
+    return config
+"""
+
+
+def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (workdir / name).symlink_to(finished / name)
+    found = race(workdir, corpus)
+    told = capsys.readouterr()
+    slow, quick, mad = (found["variants"][name] for name in ("slow", "quick", "mad"))
+    assert [len(slow["tuning"]), len(quick["tuning"])] == [2, 0]  # b2=0.95 was tried with the rates
+    assert slow["tuned"] == min((one["loss"], one["keys"]) for one in slow["tuning"])[1]
+    assert {length: len(runs) for length, runs in quick["runs"].items()} == {"1": 2}
+    assert all(one["loss"] == math.inf and "the loss is" in one["failed"] for one in mad["runs"]["1"])
+    lines = told.out.splitlines()
+    assert lines[2].startswith("| quick | ")
+    assert any(line.startswith("| mad | 2 runs failed") for line in lines)
+    assert "8 of 8" in told.err
+    assert {path.name for path in (workdir / "compare").iterdir()} >= {"compare.html", "final.png", "curves.png"}
+    again = race(workdir, corpus)
+    assert again == found
+    assert " of 8" not in capsys.readouterr().err  # nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.compare.lengths=(0.6, 1.0)"], "0.6 of 8 steps is no multiple of train.eval_every=4"),
+        (["--config.compare.baseline=fast"], "baseline='fast' is none of mad, quick, slow"),
+        (
+            ["--config.optim.warmup_steps=7"],
+            "warmup_steps=7 and a decay over the last 4 do not fit into train.steps=8",
+        ),
+        (["--config.compare.seeds=1"], "of one run nobody knows the spread"),
+        (["--config.compare.variants.quick.tuned_as=mod"], "variants.quick.tuned_as='mod' is none of mad, "),
+        (["--config.compare.variants.quick.set=(('optim.lr', 1),)"], "unknown config key optim.lr"),
+    ],
+)
+def test_comparisons_that_cannot_be_are_refused_before_anything_runs(finished, corpus, tmp_path, flags, message):
+    from core.errors import UserError
+
+    (tmp_path / "run").mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (tmp_path / "run" / name).symlink_to(finished / name)
+    with pytest.raises(UserError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        race(tmp_path / "run", corpus, *flags)
+    assert not (tmp_path / "run" / "compare").exists()
