@@ -1,5 +1,6 @@
 """The verb `plan`, from its command line to plan.json: with the TPU compiler, without it, and for GPUs."""
 
+import html
 import importlib.util
 import json
 import re
@@ -12,7 +13,7 @@ from core.files import fingerprint
 from scaling import search_run
 from scaling.chips import CHIPS, chip_of, parse_topology
 from scaling.compiled import largest_buffers, read_text
-from scaling.search import Way, candidates, fitting, nearest
+from scaling.search import Way, candidates, fitting, nearest, rank
 from scaling.step_time import Collective
 from scaling.topology import CHIPS as COMPILED_CHIPS
 from scaling.warnings import unexpected
@@ -246,6 +247,53 @@ def test_the_search_compiles_the_best_and_not_twice(config, tmp_path, capsys, mo
     _, second = plan(config, tmp_path, *flags)
     assert capsys.readouterr().err.count("compiled already") == 2
     assert second["search"] == first["search"]
+
+
+class Compiler:
+    """In the place of compiling: says that all ways need as much as the estimate and some more."""
+
+    def __init__(self, monkeypatch, fit):
+        self.real, self.asked, self.fit = search_run.make_plan, 0, fit  # the number of the first that fits
+        monkeypatch.setattr(search_run, "has_compiler", lambda _: True)
+        monkeypatch.setattr(search_run, "make_plan", self.plan)
+
+    def plan(self, *arguments):
+        found = self.real(*arguments, compiles=False)
+        self.asked += 1
+        return {**found, "source": "compiled", "memory": found["memory"] | {"fits": self.asked >= self.fit}}
+
+
+@pytest.mark.parametrize(("fit", "compiled", "code"), [(1, 4, 0), (4, 4, 0), (7, 7, 0), (99, 12, 2)])
+def test_the_search_goes_on_until_something_fits(config, tmp_path, capsys, monkeypatch, fit, compiled, code):
+    compiler = Compiler(monkeypatch, fit)
+    found = plan(config, tmp_path, "--topology=v5e:2x4", "--search")
+    said = capsys.readouterr().err
+    assert (found[0], compiler.asked) == (code, compiled)
+    assert ("none of 4 fits; on until one does, 12 at most" in said) == (fit > 4)
+    assert ("none of the 12 ways that were compiled fits" in said) == (fit > 12)
+    assert found[1]["memory"]["fits"] == (fit <= 12)
+    assert [one["source"] for one in found[1]["search"]["ways"]].count("compiled") == compiled
+
+
+def test_all_ways_that_fit_are_counted(config, tmp_path, capsys):
+    """Not only those that are told."""
+    _, found = plan(config, tmp_path, "--topology=h100:8", "--search")
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
+    run, topology = launch.open_experiment(arguments).training, parse_topology("h100:8")
+    stage = run.batch.plan(run.train.steps)[0]
+    ranked = rank(run, topology, stage, candidates(run, topology, stage))
+    search = found["search"]
+    assert search["tried"] == len(ranked) == len(search["ways"]) + search["more"]
+    assert search["fit"] == len(fitting(ranked, topology)) > len(search["ways"])
+    assert f"{len(ranked)} ways to split the run, {search['fit']} fit by the estimate" in capsys.readouterr().out
+
+
+def test_the_page_says_how_to_make_it_again(config, tmp_path):
+    asked = ["--topology=h100:8", "--stage=1", "--search"]
+    plan(config, tmp_path, *asked, "--config.seed=3")
+    page = (tmp_path / "plan" / "plan.html").read_text()
+    command = html.unescape(re.search(r"<pre>\s*(python launch.py plan .*?)</pre>", page)[1])
+    assert all(flag in command.split() for flag in (f"--config={config}", "--config.seed=3", *asked))
 
 
 def test_every_way_multiplies_to_the_devices(config, tmp_path):
