@@ -78,7 +78,7 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"  {name}", f"{seconds(spent)}  (kernel: {by})"
     yield "  exposed collectives", f"{seconds(time['exposed'])}  (bytes at full link speed)"
     if time["offload"]:
-        yield "  optimiser from the host and back", f"{seconds(time['offload'])}  (bytes at an assumed link speed)"
+        yield "  moments from the host and back", f"{seconds(time['offload'])}  (bytes at an assumed link speed)"
     yield "attention", f"{seconds(time['attention'])}  (reference FLOPs, causal half, at 50% of the peak)"
     yield "step time", seconds(time["total"])
     if time["hidden"]:
@@ -126,7 +126,12 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"  {name}", gib(size)
         for (shape, made), number in _counted(memory["buffers"])[:4]:
             size = next(one["bytes"] for one in memory["buffers"] if one["shape"] == shape)
-            yield f"  {number} x {shape}", f"{gib(size)} each, from {made.rpartition('closed_call/')[2]}"
+            yield f"  {number} x {shape}", f"{gib(size)} each, from {made_by(made)}"
+
+
+def made_by(op_name: str) -> str:
+    """What a buffer was made from, without the loops around it."""
+    return op_name.rpartition("closed_call/")[2]
 
 
 def _counted(buffers: list[Mapping[str, Any]]) -> list[tuple[tuple[str, str], int]]:

@@ -199,6 +199,20 @@ def test_gpus_are_computed_and_it_is_said(config, tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_offloaded_moments_take_time_and_say_so(config, tmp_path, capsys):
+    _, here = plan(config, tmp_path, "--topology=h100:8")
+    capsys.readouterr()
+    _, there = plan(config, tmp_path, "--topology=h100:8", "--config.train.offload_optimizer=True")
+    moved = 2 * there["memory"]["host"] / CHIPS["h100"].host_link
+    assert here["time"]["offload"] == 0
+    assert there["time"]["offload"] == pytest.approx(moved)
+    assert there["time"]["total"] == pytest.approx(here["time"]["total"] + moved)
+    text, page = capsys.readouterr().out, (tmp_path / "plan" / "plan.html").read_text()
+    assert re.search(r"moments from the host and back +[\d.]+ ms  \(bytes at an assumed link speed\)", text)
+    assert "64 GB/s a device each way" in text
+    assert re.search(r"<td>moments from the host and back</td><td>[\d.]+ ms</td><td>\d+\.\d%</td>", page)
+
+
 def test_epochs_of_the_shards(config, tmp_path, capsys):
     folder = tmp_path / "tokens"
     folder.mkdir()
