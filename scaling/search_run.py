@@ -1,4 +1,4 @@
-"""`plan --search`: every way to split a run by the estimate, the best few compiled, the best of those planned."""
+"""`plan --search`: every way to split a run by the estimate; of the best few and the config's, compiled, the best."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ from core.errors import UserError
 from core.progress import say
 from scaling.chips import Topology
 from scaling.plan import chosen, has_compiler, make_plan
-from scaling.search import ESTIMATE_MAY_ERR, Ranked, Way, candidates, fitting, flags_for, rank
+from scaling.search import ESTIMATE_MAY_ERR, Ranked, Way, asked, candidates, fitting, flags_for, rank
 from train.run import Run
 
 Plans = Mapping[Way, Mapping[str, Any]]
 
-COMPILED, MOST_COMPILED = 4, 12  # ways that are compiled: at least, and at most where none of them fits
+COMPILED, MOST_COMPILED = 5, 12  # ways that are compiled, and at most where none of them fits
 SHOWN, LARGE = 16, 6  # ways that are told: at most, and of those not compiled because they do not fit
 
 
@@ -22,7 +22,9 @@ def search_run(run: Run, topology: Topology, workdir: Path, stage: int | None = 
     stages = run.batch.plan(run.train.steps)
     number = chosen(stages, stage)
     own = stages[number]
-    ranked = rank(run, topology, own, candidates(run, topology, own))
+    now = asked(run, topology)  # which the candidates may lack: a number of microbatches that is no power of two
+    ways = dict.fromkeys([*([now] if now else []), *candidates(run, topology, own)])
+    ranked = rank(run, topology, own, ways)
     if not ranked:
         raise UserError(
             f"no mesh of {topology.devices:,} devices splits {own.rows:,} rows of {own.row_length:,} tokens"
@@ -37,13 +39,14 @@ def search_run(run: Run, topology: Topology, workdir: Path, stage: int | None = 
 def _planned(
     run: Run, topology: Topology, workdir: Path, number: int, ranked: list[Ranked]
 ) -> Iterator[tuple[Way, dict[str, Any]]]:
-    """The quickest ways that may fit, each with its plan: a few, and on until one of them fits."""
+    """The config's way and the quickest that may fit, each with its plan: a few, and on until one of them fits."""
     if not has_compiler(topology):
         first = fitting(ranked, topology)[:1] or [_smallest(ranked)]
         yield first[0].way, make_plan(first[0].way.of(run), topology, workdir, number + 1)
         return
     likely = fitting(ranked, topology, margin=-ESTIMATE_MAY_ERR / 2)
-    tries, fits = diverse(likely, MOST_COMPILED) or [_smallest(ranked)], False
+    now = [one for one in likely if one.way == asked(run, topology)]
+    tries, fits = diverse(now + likely, MOST_COMPILED) or [_smallest(ranked)], False
     for count, one in enumerate(tries, 1):
         if fits and count > COMPILED:
             return
@@ -66,7 +69,7 @@ def diverse(ranked: list[Ranked], most: int) -> list[Ranked]:
     taken: list[Ranked] = []
     for one in ranked:
         alike = [other for other in taken if other.way[2:] == one.way[2:]]
-        if len(alike) < 2 and len(taken) < most:
+        if len(alike) < 2 and len(taken) < most and one not in taken:
             taken.append(one)
     return taken
 

@@ -277,16 +277,31 @@ class Compiler:
         return {**found, "source": "compiled", "memory": found["memory"] | {"fits": self.asked >= self.fit}}
 
 
-@pytest.mark.parametrize(("fit", "compiled", "code"), [(1, 4, 0), (4, 4, 0), (7, 7, 0), (99, 12, 2)])
+@pytest.mark.parametrize(("fit", "compiled", "code"), [(1, 5, 0), (5, 5, 0), (7, 7, 0), (99, 12, 2)])
 def test_the_search_goes_on_until_something_fits(config, tmp_path, capsys, monkeypatch, fit, compiled, code):
     compiler = Compiler(monkeypatch, fit)
     found = plan(config, tmp_path, "--topology=v5e:2x4", "--search")
     said = capsys.readouterr().err
     assert (found[0], compiler.asked) == (code, compiled)
-    assert ("none of 4 fits; on until one does, 12 at most" in said) == (fit > 4)
+    assert ("none of 5 fits; on until one does, 12 at most" in said) == (fit > 5)
     assert ("none of the 12 ways that were compiled fits" in said) == (fit > 12)
     assert found[1]["memory"]["fits"] == (fit <= 12)
     assert [one["source"] for one in found[1]["search"]["ways"]].count("compiled") == compiled
+
+
+def test_the_search_compiles_the_way_of_the_config_too(config, tmp_path, capsys, monkeypatch):
+    Compiler(monkeypatch, 1)
+    own = ["--config.mesh.replica=2", "--config.model.remat=full"]
+    _, found = plan(config, tmp_path, "--topology=v5e:2x4", "--search", *own)
+    assert "1 of 5: replica 2 x fsdp 4, 2 microbatches, remat full" in capsys.readouterr().err
+    ways = {one["shown"]: one for one in found["search"]["ways"]}
+    assert ways["replica 2 x fsdp 4, 2 microbatches, remat full"]["source"] == "compiled"
+
+
+def test_a_search_mends_a_mesh_that_is_not_of_the_devices(config, tmp_path):
+    code, found = plan(config, tmp_path, "--topology=h100:8", "--search", "--config.mesh.replica=3")
+    assert code == 0
+    assert "--config.mesh.replica=1 " in found["search"]["flags"]
 
 
 def test_all_ways_that_fit_are_counted(config, tmp_path, capsys):
