@@ -96,42 +96,53 @@ def step_time(
     `host_bytes` of the state lie in the memory of a device's host, and come and go once a step.
     """
     program, chip = parse(text), topology.chip
-    results = {own.name: own for body in program.computations.values() for own in body}
-    compute: collections.Counter[str] = collections.Counter()
-    kernels: collections.Counter[str] = collections.Counter()  # bytes from and to HBM
-    exposed: list[Collective] = []
-    hidden: dict[Any, Collective] = {}
-    for run in executed(program):
-        instruction = run.instruction
-        if instruction.cycles:
-            compute[instruction.opcode] += instruction.cycles * run.times / chip.clock
-        if instruction.target == "tpu_custom_call" and not instruction.cycles:
-            operands = (results[name].hbm for name in set(instruction.operands) if name in results)
-            kernels[_kernel(instruction)] += run.times * (instruction.hbm + sum(operands))
-        if instruction.opcode == "send" and topology.slices > 1:
-            hidden["send", instruction.channel] = _sent(instruction, run.times, topology)
-        for own, way in _collectives(run, program):
-            found = _collective(own, run.times, way, topology)
-            if way == "hidden":
-                hidden[own.channel, own.opcode, found.bytes] = (
-                    found  # its start, its pieces and its end share a channel
-                )
-            elif found.bytes:
-                exposed.append(found)
+    compute, kernels = _on_the_chip(program)
+    exposed, hidden = _exchanges(program, topology)
     charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
-    attention *= slowest(context)
+    by_opcode = {opcode: cycles / chip.clock for opcode, cycles in compute.most_common()}
     return StepTime(
-        compute=sum(compute.values()),
+        compute=sum(by_opcode.values()),
         kernels=charged,
         exposed=sum(one.seconds for one in exposed),
         offload=2 * host_bytes / chip.host_link,
-        hidden=sum(one.seconds for one in hidden.values()),
-        attention=attention,
+        hidden=sum(one.seconds for one in hidden),
+        attention=attention * slowest(context),
         collectives=_longest(exposed),
-        hidden_collectives=_longest(hidden.values()),
-        by_opcode=dict(compute.most_common()),
+        hidden_collectives=_longest(hidden),
+        by_opcode=by_opcode,
         unknown=unknown,
     )
+
+
+def _on_the_chip(program: Program) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Cycles by opcode, and bytes from and to HBM of kernels by name."""
+    results = {own.name: own for body in program.computations.values() for own in body}
+    compute: collections.Counter[str] = collections.Counter()
+    kernels: collections.Counter[str] = collections.Counter()
+    for run in executed(program):
+        own = run.instruction
+        if own.cycles:
+            compute[own.opcode] += own.cycles * run.times
+        elif own.target == "tpu_custom_call":
+            operands = (results[name].hbm for name in set(own.operands) if name in results)
+            kernels[_kernel(own)] += run.times * (own.hbm + sum(operands))
+    return compute, kernels
+
+
+def _exchanges(program: Program, topology: Topology) -> tuple[list[Collective], list[Collective]]:
+    """Collectives that the chip waits for, and those that run while it computes."""
+    exposed: list[Collective] = []
+    hidden: dict[Any, Collective] = {}
+    for run in executed(program):
+        if run.instruction.opcode == "send" and topology.slices > 1:
+            hidden["send", run.instruction.channel] = _sent(run.instruction, run.times, topology)
+        for own, way in _collectives(run, program):
+            found = _collective(own, run.times, way, topology)
+            if way == "hidden":  # its start, its pieces and its end share a channel
+                hidden[own.channel, own.opcode, found.bytes] = found
+            elif found.bytes:
+                exposed.append(found)
+    return exposed, list(hidden.values())
 
 
 def _longest(collectives: Any) -> tuple[Collective, ...]:

@@ -1,12 +1,14 @@
-"""The seven plans that estimates are held to, and what the compiler said of them: tests/scaling/compiled.json.
+"""A small run to plan; the seven plans that estimates are held to, and what the compiler said of them.
 
-Recorded anew, in about 12 minutes on two cores, where libtpu or the train step has changed:
+tests/scaling/compiled.json has that, recorded anew in about 12 minutes on two cores, where libtpu or the train step
+has changed, by
 
     PYTHONPATH=. JAX_PLATFORMS=cpu python tests/plans_lab.py --workdir=runs/plans
 """
 
 import argparse
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,39 @@ from train.run import Run, make_program
 from train.sharding import abstract_mesh
 
 RECORDED = ROOT / "tests" / "scaling" / "compiled.json"
+
+
+# A small model for tests that compile.
+CONFIG = """
+from ml_collections import ConfigDict
+from experiments import smoke
+def get_config():
+    config = smoke.get_config()
+    with config.unlocked():
+        config.model = {model}
+        config.batch.rows, config.batch.row_length = 32, 512
+        config.train.microbatches = 2
+        config.optim.warmup_steps = 1
+    return config
+"""
+MODEL = {
+    "vocab_size": 4096,
+    "num_layers": 6,
+    "d_model": 512,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 128,
+    "d_ff": 2048,
+    "dtype": "bfloat16",
+    "remat": "branches",
+}
+
+
+def plan(config, workdir, *flags):
+    """The verb; its exit code and plan.json."""
+    code = launch.main(["plan", f"--config={config}", f"--workdir={workdir}", *flags])
+    path = workdir / "plan" / "plan.json"
+    return code, json.loads(path.read_text()) if path.exists() else None
 
 
 class Planned(NamedTuple):
