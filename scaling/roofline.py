@@ -1,8 +1,8 @@
 """Seconds of a step from shapes alone: products at a share of the peak, all else by bytes over a bandwidth.
 
 What is fitted, on seven plans that XLA of libtpu 0.0.51 compiled (`tests/scaling/compiled.json` has them, and
-`tests/scaling/estimate_test.py` what is left over), is one number, PASSES. The shares of the peak are what the
-compiler's cycles say of single products in those programs, and which sums and gathers hide was read from them.
+`tests/scaling/estimate_test.py` what is left over), are two numbers, PASSES and NARROW. The shares of the peak are
+what the compiler's cycles say of single products in those programs; which sums and gathers hide was read from them.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +19,9 @@ LANES = 128  # of a TPU's registers, which a last dimension fills whole
 # How often a token's numbers of a layer (residual stream, feed-forward features, and heads turned between layouts)
 # pass between HBM and the chip in a step, beside what is kept, which is written once and read once.
 PASSES = 16
+# Where a part of a parameter has fewer rows than this, XLA pads what it sums (SmolLM3-3B in 64 parts: 0.15 s of 1.10)
+# or multiplies by a part at a time, which may be far worse: Baguettotron, 576 wide, takes 4 to 5 s in 16 parts.
+ROWS, NARROW = 64, 0.15  # the least that it costs, of what is computed
 ACCUMULATION, UPDATE, TABLE = 4, 7, 3  # times that a microbatch's gradients, the state, a table's gradient pass
 
 
@@ -78,6 +81,8 @@ def seconds(run: Run, topology: Topology, stage: Stage, mesh: Any, params: float
     if own.memory:
         moved = memory_traffic(model, tokens * tensor, tensor) + state_traffic(run, tensor, params)
         compute += moved / chip.bandwidth
+        splits = mesh.shape["fsdp"] * mesh.shape["context"]
+        compute *= 1 + NARROW * (splits > 1 and model.d_model / splits < ROWS)
     again = 4 / 3 if model.remat in AGAIN else 1
     attention = tokens * attention_flops(model, stage.row_length) * slowest(mesh.shape["context"]) * again
     attention /= ATTENTION_SHARE * chip.flops
