@@ -259,6 +259,7 @@ class Experiment:
         given, name = self.arguments, Path(self.arguments.config).stem
         options = {"slices": given.slices, "stage": given.stage, "search": given.search}
         asked = [f"--topology={given.topology}"] + ([f"--slices={given.slices}"] if given.slices > 1 else [])
+        asked += [f"--stage={given.stage}"] * bool(given.stage) + ["--search"] * given.search
         command = shlex.join(["python", "launch.py", "plan", *self.flags, *asked])
         plan(self.training, self.workdir, name, given.topology, **options, command=command)
 

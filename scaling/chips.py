@@ -2,7 +2,9 @@
 
 Figures are those of one device as JAX counts them: a chip, half a chip of TPU7x. They are the makers' own
 (cloud.google.com/tpu/docs, NVIDIA's data sheets); memory that a program may use is what the compiler of libtpu 0.0.51
-says when one does not fit, on a GPU what XLA takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
+says when one does not fit, on a GPU what XLA takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION). Of the link to its
+host a TPU's maker says no more than that v6e has PCIe of the fifth generation: for all of them it is an assumption,
+16 lanes of the third generation a chip, of v6e and TPU7x twice that. GPUs have 16 lanes of the fourth or fifth.
 """
 
 import math
@@ -26,6 +28,7 @@ class Chip(NamedTuple):
     ici: float  # bytes a second to other chips of a slice, one way, all links (GPU: NVLink)
     dcn: float  # bytes a second to other slices (GPU: to other hosts)
     per_host: int  # devices
+    host_link: float  # bytes a second to the memory of its host, one way
     clock: float = 0.0  # cycles a second of the tensor core; 0 where nothing counts them
     per_chip: int = 1  # devices
     axes: int = 0  # of a topology's name; 0 is a number of GPUs
@@ -37,15 +40,19 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", "TPU v4", 275e12, 32 * GIB, 30.75 * GIB, 1228e9, 270e9, 6.25e9, 4, 1.05e9, axes=3),
-    "v5e": Chip("TPU v5e", "TPU v5 lite", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 180e9, 3.125e9, 4, 1.5e9, axes=2),
-    "v5p": Chip("TPU v5p", "TPU v5", 459e12, 96 * GIB, 95.73 * GIB, 2765e9, 540e9, 6.25e9, 4, 1.75e9, axes=3),
-    "v6e": Chip("TPU v6e", "TPU v6 lite", 918e12, 32 * GIB, 31.24 * GIB, 1640e9, 360e9, 12.5e9, 4, 1.75e9, axes=2),
-    "tpu7x": Chip("TPU7x", "TPU7x", 1153e12, 96 * GIB, 94.74 * GIB, 3690e9, 300e9, 6.25e9, 8, 0.0, 2, axes=3),
-    "a100": Chip("A100 80GB", "NVIDIA A100", 312e12, 80 * GIB, 60 * GIB, 2039e9, 300e9, 25e9, 8),
-    "h100": Chip("H100 SXM", "NVIDIA H100", 989e12, 80 * GIB, 60 * GIB, 3350e9, 450e9, 50e9, 8),
-    "h200": Chip("H200 SXM", "NVIDIA H200", 989e12, 141 * GB, 0.75 * 141 * GB, 4800e9, 450e9, 50e9, 8),
-    "b200": Chip("B200", "NVIDIA B200", 2250e12, 180 * GB, 0.75 * 180 * GB, 7700e9, 900e9, 50e9, 8),
+    "v4": Chip("TPU v4", "TPU v4", 275e12, 32 * GIB, 30.75 * GIB, 1228e9, 270e9, 6.25e9, 4, 16e9, 1.05e9, axes=3),
+    "v5e": Chip(
+        "TPU v5e", "TPU v5 lite", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 180e9, 3.125e9, 4, 16e9, 1.5e9, axes=2
+    ),
+    "v5p": Chip("TPU v5p", "TPU v5", 459e12, 96 * GIB, 95.73 * GIB, 2765e9, 540e9, 6.25e9, 4, 16e9, 1.75e9, axes=3),
+    "v6e": Chip(
+        "TPU v6e", "TPU v6 lite", 918e12, 32 * GIB, 31.24 * GIB, 1640e9, 360e9, 12.5e9, 4, 32e9, 1.75e9, axes=2
+    ),
+    "tpu7x": Chip("TPU7x", "TPU7x", 1153e12, 96 * GIB, 94.74 * GIB, 3690e9, 300e9, 6.25e9, 8, 16e9, 0.0, 2, axes=3),
+    "a100": Chip("A100 80GB", "NVIDIA A100", 312e12, 80 * GIB, 60 * GIB, 2039e9, 300e9, 25e9, 8, 32e9),
+    "h100": Chip("H100 SXM", "NVIDIA H100", 989e12, 80 * GIB, 60 * GIB, 3350e9, 450e9, 50e9, 8, 64e9),
+    "h200": Chip("H200 SXM", "NVIDIA H200", 989e12, 141 * GB, 0.75 * 141 * GB, 4800e9, 450e9, 50e9, 8, 64e9),
+    "b200": Chip("B200", "NVIDIA B200", 2250e12, 180 * GB, 0.75 * 180 * GB, 7700e9, 900e9, 50e9, 8, 64e9),
 }
 EXAMPLES = (
     "v5e:16x16",

@@ -24,7 +24,7 @@ import jax
 from core.files import atomic_write, fingerprint
 from core.progress import duration, say
 
-OPCODES_OF_NAMES = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", re.MULTILINE)
+NAMED_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", re.MULTILINE)  # instruction, op_name
 SPEAKS_EVERY = 20.0  # seconds
 
 
@@ -103,7 +103,7 @@ def _dumped(folder: Path) -> tuple[str, tuple[Buffer, ...]]:
         return files[-1].read_text(errors="replace") if files else ""
 
     text = read(".after_codegen.txt")
-    names = dict(OPCODES_OF_NAMES.findall(text or read(".after_optimizations.txt")))
+    names = dict(NAMED_LINE.findall(text or read(".after_optimizations.txt")))
     return text, largest_buffers(read("-buffer-assignment.txt"), names)
 
 

@@ -1,9 +1,9 @@
-"""Memory and time of a step from shapes alone, without a compiler.
+"""Memory of a step from shapes alone, without a compiler; its time is in `scaling/roofline.py`.
 
 The state is laid out by the rules of training (`train/sharding.py`), with the padding that TPUs give the last two
-dimensions. What a layer keeps follows from `model.remat`. Temporaries are what is kept, gradients, copies of weights
-in the dtype of the computation, and the largest of what the loss, a layer's backward pass and the gradient of the
-embedding need at once. `tests/scaling/estimate_test.py` holds it to XLA's own count.
+dimensions. What a layer keeps follows from `model.remat` (`scaling/remat.py`). Temporaries are what is kept,
+gradients, copies of weights in the dtype of the computation, and the largest of what the loss, a layer's backward
+pass and the gradient of the embedding need at once. `tests/scaling/estimate_test.py` holds it to XLA's own count.
 """
 
 import itertools
@@ -13,19 +13,16 @@ from typing import Any, NamedTuple
 import jax
 
 from data.config import Stage
-from model.config import ModelConfig
+from scaling import roofline
 from scaling.chips import Topology
-from scaling.step_time import ATTENTION_SHARE, attention_flops, slowest
+from scaling.remat import at_work, kept, padded
 from train.run import Run
 from train.sharding import batch_parts, state_shardings
 from train.state import TrainState
 
-SHARE = {True: 0.75, False: 0.6}  # of the peak that a step's products reach, all else included: TPU (compiled), GPU
-GRADIENT = 4  # bytes, float32
-
 
 class Estimate(NamedTuple):
-    """Of one device: bytes, and seconds of a step."""
+    """Of one device: bytes, and the seconds of a step."""
 
     parameters: float
     optimizer: float
@@ -38,11 +35,7 @@ class Estimate(NamedTuple):
     layer: float  # what the backward pass of one layer needs at once
     tables: float  # what the gradient of the embedding needs at once
     copies: float  # of weights, in the dtype of the computation
-    compute: float
-    attention: float
-    collectives: float  # those that nothing hides
-    between_slices: float
-    share: float  # of the peak, assumed
+    time: roofline.Seconds
 
     @property
     def arguments(self) -> float:
@@ -63,7 +56,7 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return self.compute + self.attention + self.collectives + self.between_slices
+        return self.time.total
 
     def largest(self) -> list[tuple[str, float]]:
         """What fills the memory, the largest first."""
@@ -78,15 +71,10 @@ class Estimate(NamedTuple):
         }
         return sorted(((name, size) for name, size in named.items() if size), key=lambda pair: -pair[1])
 
-    def times(self) -> dict[str, Any]:
-        """As a compiled step would tell them."""
-        exposed = self.collectives + self.between_slices
-        own = {"compute": self.compute, "kernels": {}, "exposed": exposed, "hidden": 0.0, "attention": self.attention}
-        return own | {"outside_attention": self.compute + exposed, "total": self.seconds}
-
     def as_dict(self) -> dict[str, Any]:
         """For plan.json."""
         own = {name: getattr(self, name) for name in ("arguments", "temporaries", "total", "seconds")}
+        own["time"] = self.time._asdict()
         return self._asdict() | own | {"largest": [list(pair) for pair in self.largest()]}
 
 
@@ -118,40 +106,8 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
         layer=table * (1 if M == 1 else 2) + X * size * at_work(model, tensor) + one_layer,
         tables=3 * table,
         copies=wide * layers / 2,
-        **_times(run, topology, stage, mesh),
+        time=roofline.seconds(run, topology, stage, mesh, params, moments if offloads else 0.0),
     )
-
-
-def kept(model: ModelConfig, tensor: int, lanes: int) -> float:
-    """Numbers that a layer keeps of a token on a device, in the dtype of the computation."""
-    D, F = model.d_model, model.d_ff / tensor
-    N, K = model.num_heads / tensor, max(1.0, model.num_kv_heads / tensor)
-    H, wide = model.head_dim, -(-model.head_dim // lanes) * lanes
-    gates = 1 if model.feed_forward == "relu2" else 2
-    attention = N * H + N * wide + 2 * K * H + 2 * N  # queries, outputs, keys and values, and a float32 sum a head
-    return {
-        "full": D,
-        "attention": D + attention,
-        "branches": D + attention + gates * F,
-        "dots": 3 * D + (N + 2 * K) * H + gates * F,
-        "dots_without_batch": 3 * D + (N + 2 * K) * H + gates * F,
-        "none": 15 * D + attention + (3 + 4 * gates) * F,  # all that is float32 within norms and gates, too
-    }[model.remat]
-
-
-def at_work(model: ModelConfig, tensor: int) -> float:
-    """Numbers of a token in the backward pass of a layer beside those that were kept, as XLA:TPU schedules it."""
-    D, F = model.d_model, model.d_ff / tensor
-    return {"full": 3 * F + 3 * D, "attention": 3 * F + D, "branches": F + D}.get(model.remat, 3 * F)
-
-
-def recomputed(model: ModelConfig) -> float:
-    """Parameters of a layer whose product the backward pass computes again; the last one's result nobody needs."""
-    D, F = model.d_model, model.d_ff
-    output = D * model.num_heads * model.head_dim
-    gates = (1 if model.feed_forward == "relu2" else 2) * D * F
-    inputs = D * model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
-    return {"full": inputs + output + gates, "attention": output + gates, "branches": output}.get(model.remat, 0.0)
 
 
 def _bytes(abstract: Any, shardings: Any, pads: bool) -> float:
@@ -172,45 +128,4 @@ def _padded(length: int, tile: int) -> float:
     """How many times as long a dimension is in whole tiles; few rows have smaller ones."""
     if tile == 8 and length < 8:
         tile = next(rows for rows in (1, 2, 4, 8) if length <= rows)
-    return -(-length // tile) * tile / length
-
-
-def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, float]:
-    """Seconds: products at a share of the peak, attention at its own, collectives by bytes.
-
-    Gathers of weights are hidden behind products; sums of gradients and what tensor and context exchange are not.
-    """
-    model, chip, M = run.model, topology.chip, run.train.microbatches
-    tensor, context, replica = (mesh.shape[axis] for axis in ("tensor", "context", "replica"))
-    tokens = stage.rows * stage.row_length / topology.devices
-    share = SHARE[chip.is_tpu]
-    layers = model.num_layers * model.layer_matmul_parameters
-    products = 6 * (layers + model.vocab_size * model.d_model) + 2 * model.num_layers * recomputed(model)
-    again = 4 / 3 if model.remat in ("full", "dots", "dots_without_batch") else 1
-    attention = (
-        tokens * attention_flops(model, stage.row_length) * slowest(context) * again / (ATTENTION_SHARE * chip.flops)
-    )
-    compute = tokens * products / (share * chip.flops)
-    if topology.devices == 1:
-        return {"compute": compute, "attention": attention, "collectives": 0.0, "between_slices": 0.0, "share": share}
-    splits = mesh.shape["fsdp"] * context  # of parameters
-    speed = chip.ici if chip.is_tpu or topology.devices <= chip.per_host else chip.dcn
-    weights = 2 * (layers + model.vocab_size * model.d_model) / tensor
-    sums = weights * M * (splits > 1) + 2 * weights * M / splits * (replica > topology.slices)
-    gathers = 2 * weights * M * (splits > 1)
-    X = tokens * tensor  # tokens of a device
-    exchanged = (
-        4 * 2 * 2 * X * model.d_model * model.num_layers * (tensor > 1)
-    )  # an all-reduce twice a layer and pass
-    keys = 2 * model.num_kv_heads * model.head_dim / tensor * X * context * model.num_layers
-    exchanged += keys * (2 + 2 + 4) * (context > 1)
-    waits = (sums + exchanged) / speed
-    waits += max(0.0, gathers / speed - compute)
-    apart = 2 * weights / splits * (1 - 1 / topology.slices) / chip.dcn * 2 if topology.slices > 1 else 0.0
-    return {
-        "compute": compute,
-        "attention": attention,
-        "collectives": waits,
-        "between_slices": apart,
-        "share": share,
-    }
+    return padded(length, tile) / length

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SHAPE = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
+SHAPE = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\](?:\{([^}]*)\})?")
+ELSEWHERE = re.compile(r"S\([1-9]")  # in a layout: another memory than HBM
 CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 
 
@@ -27,9 +28,10 @@ class Instruction(NamedTuple):
     multiplies: bool  # whether it holds a matrix product
     name: str = ""
     calls: tuple[tuple[str, str], ...] = ()  # computations it runs, each with how: calls, to_apply, body, condition
-    target: str = ""  # of a custom call
+    target: str = ""  # of a custom call; of a message between slices what exchange it is part of: ALL_REDUCE
     channel: int = 0  # of a collective; pieces of one that XLA has split share it
     groups: tuple[int, int] = (0, 0)  # devices that a collective joins, and the farthest two numbers among them
+    hbm: int = 0  # bytes of the results that lie in HBM, not in a memory on the chip
 
     @property
     def bytes(self) -> int:
@@ -44,8 +46,19 @@ class Instruction(NamedTuple):
 
     @property
     def sent_bytes(self) -> int:
-        """Of the results as they travel between chips, without that padding."""
-        return sum(itemsize * math.prod(shape) for itemsize, shape in self.arrays)
+        """Of the results as they travel between chips, without that padding; of a start, those of its end."""
+        return sum(itemsize * math.prod(shape) for itemsize, shape in self.sent)
+
+    @property
+    def sent(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Arrays that an exchange results in: a start has its operands before them, and counters, which are scalars.
+
+        The start of an all-reduce has its results alone.
+        """
+        if self.opcode not in ("all-gather-start", "collective-permute-start"):
+            return self.arrays
+        arrays = [array for array in self.arrays if array[1]]
+        return tuple(arrays[len(arrays) // 2 :])
 
 
 class Program(NamedTuple):
@@ -96,13 +109,14 @@ def _instruction(name: str, rest: str, products: set[str]) -> Instruction:
         depth += {"(": 1, ")": -1}.get(arguments[end], 0)
         end += 1
     attributes = arguments[end:]
+    found = SHAPE.findall(results)
     arrays = tuple(
-        (max(1, int(bits) // 8), tuple(int(n) for n in shape.split(",") if n))
-        for _, bits, shape in SHAPE.findall(results)
+        (max(1, int(bits) // 8), tuple(int(n) for n in shape.split(",") if n)) for _, bits, shape, _ in found
     )
+    hbm = sum(size * math.prod(shape) for (size, shape), one in zip(arrays, found) if not ELSEWHERE.search(one[3]))
     cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
     op_name = re.search(r'op_name="([^"]*)"', attributes)
-    target = re.search(r'custom_call_target="([^"]*)"', attributes)
+    target = re.search(r'(?:custom_call_target|_xla_megascale_transfer_type)="([^"]*)"', attributes)
     channel = re.search(r"channel_id=(\d+)", attributes)
     calls = tuple(
         (how, called)
@@ -122,6 +136,7 @@ def _instruction(name: str, rest: str, products: set[str]) -> Instruction:
         target[1] if target else "",
         int(channel[1]) if channel else 0,
         _groups(attributes) if channel else (0, 0),
+        hbm,
     )
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -37,62 +37,61 @@ LIBTPU = "the TPU compiler is not installed (`pip install libtpu`, Linux x86-64)
 GPU = "for GPUs nothing is compiled here: all is computed from shapes"
 
 
+class Subject(NamedTuple):
+    """What is planned: a stage of a run on a topology."""
+
+    run: Run
+    topology: Topology
+    stages: tuple[Stage, ...]
+    number: int  # of the stage
+    mesh: Any  # abstract
+    program: Program
+
+    @property
+    def stage(self) -> Stage:
+        """The one that is planned."""
+        return self.stages[self.number]
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.stage.rows * self.stage.row_length
+
+
 def make_plan(
     run: Run, topology: Topology, workdir: Path, stage: int | None = None, *, compiles: bool = True
-) -> dict:
+) -> dict[str, Any]:
     """Everything that the page and the text show, as plain JSON."""
     stages = run.batch.plan(run.train.steps)
-    number = chosen(stages, stage)
-    own, chip = stages[number], topology.chip
     mesh = abstract_mesh(run.mesh, topology.devices, topology.slices)
     program = make_program(run, mesh)  # refuses what cannot be split
-    guess = estimate(run, topology, own, program.abstract, mesh)
-    notes, result, times = [], None, None
-    if not chip.is_tpu:
-        notes.append(GPU)
-    elif importlib.util.find_spec("libtpu") is None:
-        notes.append(LIBTPU)
-    elif compiles:
-        result = compile_cached(run, topology, number, workdir)
-        times = read_times(result, run, topology, own)
-        if result["memory"] is None:
-            notes.append("it does not fit, so the step time is computed from shapes")
-        elif times is None:
-            notes.append(f"the compiler counts no cycles for {chip.name}: the step time is computed from shapes")
-    if run.mesh.context > 1:
-        notes.append(f"attention is the last stretch's of a row, {slowest(run.mesh.context):.2f} times the mean")
-    flops = run.model.flops_per_token(own.row_length)
-    tokens = own.rows * own.row_length
+    own = Subject(run, topology, stages, chosen(stages, stage), mesh, program)
+    guess = estimate(run, topology, own.stage, program.abstract, mesh)
+    compiles = compiles and has_compiler(topology)
+    result = compile_cached(run, topology, own.number, workdir) if compiles else None
+    times = read_times(result, run, topology, own.stage) if result else None
+    flops = run.model.flops_per_token(own.stage.row_length)
     seconds = times.total if times else guess.seconds
-    plan = {
-        "version": VERSION,
-        "topology": _topology(topology),
-        "stage": {"number": number, "of": len(stages), **own._asdict()},
-        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
-        "mesh_shown": shown(mesh) or "1 device",
-        "settings": _settings(run),
-        "parameters": run.model.num_parameters,
+    return {
+        **_subject(own),
         "source": "compiled" if result else "computed",
         "compiled_seconds": result["seconds"] if result else None,
         "memory": _memory(topology, result, guess),
-        "flops": {"per_token": flops, "per_step": flops * tokens, "peak_per_device": chip.flops},
-        "time": _times(times, guess, flops * tokens, topology, tokens),
+        "flops": {"per_token": flops, "per_step": flops * own.tokens, "peak_per_device": topology.chip.flops},
+        "time": _times(times, guess, flops * own.tokens, topology, own.tokens),
         "estimate": guess.as_dict(),
-        "run": _run(stages, run, number, seconds, topology),
+        "run": _run(stages, run, own.number, seconds, topology),
         "checkpoint": _checkpoint(program, topology, mesh),
         "data": _data(stages, workdir),
-        "serving": serving(run.model, chip, stages[-1].row_length)._asdict(),
-        "notes": notes,
-        "warnings": [],
+        "serving": serving(run.model, topology.chip, stages[-1].row_length)._asdict(),
+        "notes": _notes(own, result, times),
+        "warnings": _warnings(own, times) if times else [],
     }
-    if times:
-        split = batch_parts(mesh) * run.train.microbatches, mesh.shape["context"], mesh.shape["tensor"]
-        plan["warnings"] += unexpected(times.collectives + times.hidden_collectives, run.model, own, *split)
-        if times.between_slices > times.total:
-            took = f"{times.between_slices:.3f} s, longer than all else of a step"
-            plan["warnings"].append(f"what travels between slices takes {took}")
-        plan["warnings"] += [f"the kernel {name} is not charged: nothing is known of it" for name in times.uncharged]
-    return plan
+
+
+def has_compiler(topology: Topology) -> bool:
+    """Whether steps for it are compiled here."""
+    return topology.chip.is_tpu and importlib.util.find_spec("libtpu") is not None
 
 
 def chosen(stages: tuple[Stage, ...], asked: int | None) -> int:
@@ -131,19 +130,57 @@ def read_times(result: Mapping[str, Any], run: Run, topology: Topology, stage: S
     if not (result["memory"] and result["text"] and topology.chip.clock):
         return None
     size = stage.rows * stage.row_length, stage.row_length, run.mesh.context
-    times = step_time(result["text"], topology, run.model, *size)
+    times = step_time(result["text"], topology, run.model, *size, result["memory"]["host_arguments"])
     return times if times.compute else None
 
 
-def _topology(topology: Topology) -> dict[str, Any]:
-    chip = topology.chip
-    own = {"name": topology.name, "slices": topology.slices, "devices": topology.devices, "chips": topology.chips}
-    return own | {"hosts": topology.hosts, "chip": chip.name, "device_kind": chip.kind}
+def _subject(own: Subject) -> dict[str, Any]:
+    """What is planned, on what, and how it is split."""
+    topology, run, chip = own.topology, own.run, own.topology.chip
+    place = {"name": topology.name, "slices": topology.slices, "devices": topology.devices, "chips": topology.chips}
+    settings = {"remat": run.model.remat, "dtype": run.model.dtype, "microbatches": run.train.microbatches}
+    return {
+        "version": VERSION,
+        "topology": place | {"hosts": topology.hosts, "chip": chip.name, "device_kind": chip.kind},
+        "stage": {"number": own.number, "of": len(own.stages), **own.stage._asdict()},
+        "mesh": {name: size for name, size in own.mesh.shape.items() if size > 1},
+        "mesh_shown": shown(own.mesh) or "1 device",
+        "settings": settings | {"offload_optimizer": run.train.offload_optimizer},
+        "parameters": run.model.num_parameters,
+    }
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    own = {"remat": run.model.remat, "dtype": run.model.dtype, "microbatches": run.train.microbatches}
-    return own | {"offload_optimizer": run.train.offload_optimizer}
+def _notes(own: Subject, result: Any, times: StepTime | None) -> list[str]:
+    """What one should know of how the figures came about."""
+    chip, context, notes = own.topology.chip, own.run.mesh.context, []
+    if not chip.is_tpu:
+        notes.append(GPU)
+    elif not has_compiler(own.topology):
+        notes.append(LIBTPU)
+    elif result and result["memory"] is None:
+        notes.append("it does not fit, so the step time is computed from shapes")
+    elif result and times is None:
+        notes.append(f"the compiler counts no cycles for {chip.name}: the step time is computed from shapes")
+    if context > 1:
+        notes.append(f"attention is the last stretch's of a row, {slowest(context):.2f} times the mean")
+    if own.run.train.offload_optimizer:
+        link = f"{chip.host_link / 1e9:g} GB/s a device each way"
+        notes.append(
+            f"moments of the optimiser come from the host and go back at {link}, and nothing hides it: assumed"
+        )
+    return notes
+
+
+def _warnings(own: Subject, times: StepTime) -> list[str]:
+    """What a compiled step should not do."""
+    model, axes = own.run.model, own.mesh.shape
+    split = batch_parts(own.mesh) * own.run.train.microbatches, axes["context"], axes["tensor"]
+    lines = unexpected(times.collectives + times.hidden_collectives, model, own.stage, *split)
+    if times.between_slices > times.total:
+        took = f"{times.between_slices:.3f} s, longer than all else of a step"
+        lines.append(f"what travels between slices takes {took}")
+    known = "is charged what it reads and writes: nothing else is known of it"
+    return lines + [f"the kernel {name} {known}" for name in times.unknown]
 
 
 def _memory(topology: Topology, result: Any, guess: Estimate) -> dict[str, Any]:
@@ -165,15 +202,13 @@ def _memory(topology: Topology, result: Any, guess: Estimate) -> dict[str, Any]:
 
 def _times(times: StepTime | None, guess: Estimate, flops: float, topology: Topology, tokens: int) -> dict[str, Any]:
     """Seconds of a step, and what follows from them."""
+    found = times or guess.time
+    own = found._asdict() | {"outside_attention": found.outside_attention, "total": found.total}
     if times:
-        own = times._asdict() | {"outside_attention": times.outside_attention, "total": times.total}
         own["between_slices"] = times.between_slices
         for name in ("collectives", "hidden_collectives"):
-            own[name] = [one._asdict() | {"shown": one.shown} for one in getattr(times, name) if one.seconds > 1e-4][
-                :12
-            ]
-    else:
-        own = guess.times()
+            told = [one for one in getattr(times, name) if one.seconds > 1e-4][:12]
+            own[name] = [one._asdict() | {"shown": one.shown} for one in told]
     peak = topology.devices * topology.chip.flops
     own |= {"ideal": flops / peak, "mfu": flops / peak / own["total"], "tokens_per_second": tokens / own["total"]}
     return own | {"tokens_per_second_per_chip": tokens / own["total"] / topology.chips}

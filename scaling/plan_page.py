@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from core.page import Page, code, strong
 from core.progress import count
 from evals import draw
-from scaling.plan_text import GIB, gib, seconds, text
+from scaling.plan_text import GIB, gib, made_by, seconds, text
 
 Parts = list[tuple[str, float, str]]  # name, size, colour
 
@@ -28,7 +28,9 @@ def write_page(plan: Mapping[str, Any], command: str, path: Path) -> list[Path]:
     parts = time_parts(time)
     alt = f"A step of {seconds(time['total'])}: " + ", ".join(f"{name} {seconds(own)}" for name, own, _ in parts)
     sheet.figure("step", functools.partial(_step, parts), alt)
-    page.table(["part", "seconds", "share, %"], [(name, own, 100 * own / time["total"]) for name, own, _ in parts])
+    page.table(
+        ["part", "time", "share"], [(name, seconds(own), f"{own / time['total']:.1%}") for name, own, _ in parts]
+    )
     _collectives(page, time)
     page.section("Memory")
     parts = memory_parts(memory)
@@ -79,9 +81,10 @@ def time_parts(time: Mapping[str, Any]) -> Parts:
     kernels = sum(time["kernels"].values())
     named = [
         ("what XLA computes", time["compute"], "blue"),
-        ("kernels of the loss", kernels, "green"),
+        ("kernels but attention", kernels, "green"),
         ("attention", time["attention"], "pink"),
         ("collectives that it waits for", time["exposed"], "orange"),
+        ("moments from the host and back", time["offload"], "amber"),
     ]
     return [part for part in named if part[1]]
 
@@ -114,7 +117,8 @@ def _step(parts: Parts, width: int = draw.WIDE) -> Figure:
 def _memory(parts: Parts, usable: float, width: int = draw.WIDE) -> Figure:
     total = sum(own for _, own, _ in parts)
     legend = [(f"{name} {gib(own)}", colour) for name, own, colour in parts]
-    bar = [("one device", gib(total), [(own / GIB, colour) for _, own, colour in parts])]
+    label = f"{total / GIB:.2f} of {gib(usable)}"  # behind the mark of the limit, so it says both
+    bar = [("one device", label, [(own / GIB, colour) for _, own, colour in parts])]
     marks = {"one device": usable / GIB}
     title = f"Memory, of {gib(usable)} that a program may use"
     return draw.bars(title, bar, legend, width, "GiB", draw.plain, marks=marks)
@@ -127,8 +131,8 @@ def _collectives(page: Page, time: Mapping[str, Any]) -> None:
             one["shown"],
             one["devices"],
             one["times"],
-            one["bytes"] / 1e9,
-            1e3 * one["seconds"],
+            f"{one['bytes'] / 1e9:.2f} GB",
+            seconds(one["seconds"]),
             how,
         )
         for how, name in (("waits", "collectives"), ("hidden", "hidden_collectives"))
@@ -137,7 +141,7 @@ def _collectives(page: Page, time: Mapping[str, Any]) -> None:
     if rows:
         page.heading("Exchanges between chips")
         with page.details(f"The longest {len(rows)}"):
-            page.table(["what", "shape", "devices", "times", "GB", "ms at link speed", "the chip"], rows)
+            page.table(["what", "shape", "devices", "times", "bytes", "at link speed", "the chip"], rows)
 
 
 def _buffers(page: Page, plan: Mapping[str, Any]) -> None:
@@ -145,16 +149,23 @@ def _buffers(page: Page, plan: Mapping[str, Any]) -> None:
     if named:
         page.heading("The largest temporaries")
         page.table(
-            ["GiB", "shape", "made by"], [(one["bytes"] / GIB, code(one["shape"]), one["op_name"]) for one in named]
+            ["size", "shape", "made by"],
+            [(gib(one["bytes"]), code(one["shape"]), made_by(one["op_name"])) for one in named],
         )
     page.heading("By the shapes alone")
-    page.table(["what", "GiB"], [(name, size / GIB) for name, size in plan["estimate"]["largest"]])
+    page.table(["what", "size"], [(name, gib(size)) for name, size in plan["estimate"]["largest"]])
 
 
 def _search(page: Page, search: Mapping[str, Any]) -> None:
     page.text(f"{search['tried']:,} ways to split the run were estimated, {search['fit']:,} of them fit.")
-    head = ["settings", "step, s", "GiB", "by", "why not"]
-    page.table(
-        head,
-        [(one["shown"], one["seconds"], one["bytes"] / GIB, one["source"], one["why"]) for one in search["ways"]],
-    )
+    rows = [
+        (
+            one["shown"],
+            seconds(one["seconds"]),
+            gib(one["bytes"]),
+            one["source"],
+            "best" if one["best"] else one["why"],
+        )
+        for one in search["ways"]
+    ]
+    page.table(["settings", "a step", "memory", "by", "why not"], rows)

@@ -72,13 +72,13 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     time, flops = plan["time"], plan["flops"]
     compiled = plan["source"] == "compiled" and "by_opcode" in time
     yield "step time outside attention", seconds(time["outside_attention"])
-    share = plan["estimate"]["share"]
-    what = "the compiler's cycles times loop trips" if compiled else f"products at {share:.0%} of the peak, assumed"
-    yield "  compute", f"{seconds(time['compute'])}  ({what})"
+    yield "  compute", f"{seconds(time['compute'])}  ({_computed(plan, compiled)})"
     for name, spent in time["kernels"].items():
-        if spent:
-            yield f"  {name}", f"{seconds(spent)}  (kernel: reference FLOPs at 80% of the peak)"
+        by = "reference FLOPs at 80% of the peak" if name.startswith("cross_entropy") else "bytes at HBM bandwidth"
+        yield f"  {name}", f"{seconds(spent)}  (kernel: {by})"
     yield "  exposed collectives", f"{seconds(time['exposed'])}  (bytes at full link speed)"
+    if time["offload"]:
+        yield "  moments from the host and back", f"{seconds(time['offload'])}  (bytes at an assumed link speed)"
     yield "attention", f"{seconds(time['attention'])}  (reference FLOPs, causal half, at 50% of the peak)"
     yield "step time", seconds(time["total"])
     if time["hidden"]:
@@ -90,6 +90,16 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "FLOPs", f"{flops['per_token']:.4g} a token (6 N + 12 L N_heads H S), {flops['per_step']:.4g} a step"
     rate = f"{time['tokens_per_second']:,.0f} tokens/s, {time['tokens_per_second_per_chip']:,.0f} a chip"
     yield "throughput", rate
+
+
+def _computed(plan: Mapping[str, Any], compiled: bool) -> str:
+    """Where the seconds of computing come from."""
+    if compiled:
+        return "the compiler's cycles times loop trips"
+    share = f"products at {plan['estimate']['time']['share']:.0%} of the peak"
+    return (
+        f"{share}, all else at HBM bandwidth" if plan["topology"]["chip"].startswith("TPU") else f"{share}, assumed"
+    )
 
 
 def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -116,7 +126,12 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"  {name}", gib(size)
         for (shape, made), number in _counted(memory["buffers"])[:4]:
             size = next(one["bytes"] for one in memory["buffers"] if one["shape"] == shape)
-            yield f"  {number} x {shape}", f"{gib(size)} each, from {made.rpartition('closed_call/')[2]}"
+            yield f"  {number} x {shape}", f"{gib(size)} each, from {made_by(made)}"
+
+
+def made_by(op_name: str) -> str:
+    """What a buffer was made from, without the loops around it."""
+    return op_name.rpartition("closed_call/")[2]
 
 
 def _counted(buffers: list[Mapping[str, Any]]) -> list[tuple[tuple[str, str], int]]:

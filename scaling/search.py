@@ -1,4 +1,4 @@
-"""Which mesh, microbatches and remat policy: all that split, by the estimate; the best few compiled.
+"""Which mesh, microbatches and remat policy: every way that splits a run, by the estimate.
 
 ways = candidates(run, topology, stage)
 ranked = rank(run, topology, stage, ways)
@@ -6,7 +6,7 @@ ranked = rank(run, topology, stage, ways)
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from core.errors import UserError
@@ -91,7 +91,7 @@ def _powers(most: int) -> list[int]:
     return [1 << n for n in range(int(math.log2(max(1, most))) + 1)]
 
 
-def rank(run: Run, topology: Topology, stage: Stage, ways: Iterator[Way]) -> list[Ranked]:
+def rank(run: Run, topology: Topology, stage: Stage, ways: Iterable[Way]) -> list[Ranked]:
     """The quickest first; those of equal time by memory. What the rules of sharding refuse is left out."""
     optimizer, _ = build(run.optim, run.steps)
     abstract, ranked = state.abstract(run.model, optimizer), []
@@ -110,24 +110,30 @@ def fitting(ranked: list[Ranked], topology: Topology, margin: float = 0.0) -> li
     return [one for one in ranked if one.estimate.total <= (1 - margin) * topology.chip.usable]
 
 
+def asked(run: Run, topology: Topology) -> Way | None:
+    """The way that the config has; None where its mesh is not that of the devices."""
+    try:
+        mesh = abstract_mesh(run.mesh, topology.devices, topology.slices).shape
+    except UserError:
+        return None
+    return Way(*(mesh[name] for name in Way._fields[:4]), run.train.microbatches, run.model.remat)
+
+
 def nearest(run: Run, topology: Topology, stage: Stage) -> Ranked | None:
     """The way that fits, surely, with the fewest settings changed; None where there is none."""
     ranked = rank(run, topology, stage, candidates(run, topology, stage))
-    mesh = abstract_mesh(run.mesh, topology.devices, topology.slices).shape
-    asked = Way(*(mesh[name] for name in Way._fields[:4]), run.train.microbatches, run.model.remat)
+    now = asked(run, topology)
 
     def changed(one: Ranked) -> tuple[int, int, float]:
-        axes = sum(getattr(one.way, name) != getattr(asked, name) for name in Way._fields[:4])
-        others = sum(getattr(one.way, name) != getattr(asked, name) for name in Way._fields[4:])
-        return (axes, others, one.estimate.seconds)
+        differs = [now is None or getattr(one.way, name) != getattr(now, name) for name in Way._fields]
+        return (sum(differs[:4]), sum(differs[4:]), one.estimate.seconds)
 
-    others = [one for one in fitting(ranked, topology, margin=ESTIMATE_MAY_ERR / 2) if one.way != asked]
+    others = [one for one in fitting(ranked, topology, margin=ESTIMATE_MAY_ERR / 2) if one.way != now]
     return min(others, key=changed, default=None)
 
 
 def flags_for(way: Way, run: Run, topology: Topology) -> str:
     """What to add to the command to have a way, as far as it differs."""
-    mesh = abstract_mesh(run.mesh, topology.devices, topology.slices).shape
-    now = {f"mesh.{name}": mesh[name] for name in Way._fields[:4]}
-    now |= {"train.microbatches": run.train.microbatches, "model.remat": run.model.remat}
-    return " ".join(f"--config.{key}={value}" for key, value in way.flags.items() if value != now[key])
+    now = asked(run, topology)
+    has = now.flags if now else {}
+    return " ".join(f"--config.{key}={value}" for key, value in way.flags.items() if value != has.get(key))

@@ -1,9 +1,22 @@
 """How long a step takes, from a compiled program: cycles by the compiler, kernels by FLOPs, collectives by bytes.
 
 Cycles are XLA's own estimates times the trips of the loops around them. A Pallas kernel has none: it is charged the
-FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own. Collectives that the compiler
-has not made asynchronous take their bytes at full link speed, an all-reduce twice (it is a reduce-scatter and an
-all-gather); what crosses slices goes over DCN. Nothing is known of stragglers, input, and latency.
+FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own; the rotation, which is bound by
+memory, and kernels of which nothing is known what they read from HBM and write there, at its bandwidth. Collectives
+that the compiler has not made asynchronous take their bytes at full link speed, an all-reduce twice (it is a
+reduce-scatter and an all-gather). Nothing is known of stragglers, input, and latency.
+
+Between S slices, of b bytes that all devices of a group hold together in each slice (w of them in a slice):
+
+    all-reduce      first a reduce-scatter within each slice, so a device has b / w of the sum; over DCN it sends
+                    2 (S - 1) / S of that, as each of two rounds, scatter and gather, sends all but its own part;
+                    then an all-gather within the slice. The two within are charged 2 b to the links of the slice.
+    reduce-scatter, all-gather    one of the two rounds: (S - 1) / S of b / w over DCN, b over the links
+    all-to-all      (S - 1) / S of a device's own b leave its slice, whatever the others of the slice send
+    permute         all b
+
+XLA:TPU writes the part over DCN as messages to the host, one a device, whose bytes are b / w (for an all-gather
+b / w / S). They run in loops over layers and microbatches as often as these turn, and while the chip computes.
 """
 
 import collections
@@ -17,6 +30,7 @@ from scaling.hlo import Executed, Instruction, Program, executed, parse
 
 TRIPS = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1, "collective-permute": 1}
 KERNEL_SHARE, ATTENTION_SHARE = 0.8, 0.5  # of the peak
+BY_BYTES = "rope"  # how the names of kernels begin that are bound by memory
 
 
 class Collective(NamedTuple):
@@ -44,17 +58,18 @@ class StepTime(NamedTuple):
     compute: float  # what XLA compiled itself
     kernels: dict[str, float]  # Pallas kernels but attention
     exposed: float  # collectives that the chip waits for
+    offload: float  # the optimiser's moments from the memory of the host and back
     hidden: float  # collectives at link speed while it computes: no part of the sum
     attention: float
     collectives: tuple[Collective, ...]  # exposed, longest first
     hidden_collectives: tuple[Collective, ...]
     by_opcode: dict[str, float]  # compute
-    uncharged: tuple[str, ...]  # kernels that nothing is known of
+    unknown: tuple[str, ...]  # kernels that nothing is known of but their bytes
 
     @property
     def outside_attention(self) -> float:
         """All but attention's kernels."""
-        return self.compute + sum(self.kernels.values()) + self.exposed
+        return self.compute + sum(self.kernels.values()) + self.exposed + self.offload
 
     @property
     def total(self) -> float:
@@ -63,48 +78,71 @@ class StepTime(NamedTuple):
 
     @property
     def between_slices(self) -> float:
-        """Over DCN, of what is hidden."""
+        """What crosses slices, of what is hidden."""
         return sum(one.seconds for one in self.hidden_collectives if one.crosses)
 
 
 def step_time(
-    text: str, topology: Topology, model: ModelConfig, tokens: int, row_length: int, context: int = 1
+    text: str,
+    topology: Topology,
+    model: ModelConfig,
+    tokens: int,
+    row_length: int,
+    context: int = 1,
+    host_bytes: int = 0,
 ) -> StepTime:
-    """Of a compiled step over `tokens` in rows of `row_length`, each split over `context` devices."""
+    """Of a compiled step over `tokens` in rows of `row_length`, each split over `context` devices.
+
+    `host_bytes` of the state lie in the memory of a device's host, and come and go once a step.
+    """
     program, chip = parse(text), topology.chip
+    compute, kernels = _on_the_chip(program)
+    exposed, hidden = _exchanges(program, topology)
+    charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
+    by_opcode = {opcode: cycles / chip.clock for opcode, cycles in compute.most_common()}
+    return StepTime(
+        compute=sum(by_opcode.values()),
+        kernels=charged,
+        exposed=sum(one.seconds for one in exposed),
+        offload=2 * host_bytes / chip.host_link,
+        hidden=sum(one.seconds for one in hidden),
+        attention=attention * slowest(context),
+        collectives=_longest(exposed),
+        hidden_collectives=_longest(hidden),
+        by_opcode=by_opcode,
+        unknown=unknown,
+    )
+
+
+def _on_the_chip(program: Program) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """Cycles by opcode, and bytes from and to HBM of kernels by name."""
+    results = {own.name: own for body in program.computations.values() for own in body}
     compute: collections.Counter[str] = collections.Counter()
     kernels: collections.Counter[str] = collections.Counter()
+    for run in executed(program):
+        own = run.instruction
+        if own.cycles:
+            compute[own.opcode] += own.cycles * run.times
+        elif own.target == "tpu_custom_call":
+            operands = (results[name].hbm for name in set(own.operands) if name in results)
+            kernels[_kernel(own)] += run.times * (own.hbm + sum(operands))
+    return compute, kernels
+
+
+def _exchanges(program: Program, topology: Topology) -> tuple[list[Collective], list[Collective]]:
+    """Collectives that the chip waits for, and those that run while it computes."""
     exposed: list[Collective] = []
     hidden: dict[Any, Collective] = {}
     for run in executed(program):
-        instruction = run.instruction
-        if instruction.cycles:
-            compute[instruction.opcode] += instruction.cycles * run.times / chip.clock
-        if instruction.target == "tpu_custom_call" and not instruction.cycles:
-            kernels[_kernel(instruction)] += run.times
-        if instruction.opcode == "send" and topology.slices > 1:
-            hidden["send", instruction.channel] = _sent(instruction, run.times, topology)
+        if run.instruction.opcode == "send" and topology.slices > 1:
+            hidden["send", run.instruction.channel] = _sent(run.instruction, run.times, topology)
         for own, way in _collectives(run, program):
             found = _collective(own, run.times, way, topology)
-            if way == "hidden":
-                hidden[own.channel, own.opcode, found.bytes] = (
-                    found  # its start, its pieces and its end share a channel
-                )
+            if way == "hidden":  # its start, its pieces and its end share a channel
+                hidden[own.channel, own.opcode, found.bytes] = found
             elif found.bytes:
                 exposed.append(found)
-    charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
-    attention *= slowest(context)
-    return StepTime(
-        sum(compute.values()),
-        charged,
-        sum(one.seconds for one in exposed),
-        sum(one.seconds for one in hidden.values()),
-        attention,
-        _longest(exposed),
-        _longest(hidden.values()),
-        dict(compute.most_common()),
-        unknown,
-    )
+    return exposed, list(hidden.values())
 
 
 def _longest(collectives: Any) -> tuple[Collective, ...]:
@@ -144,42 +182,53 @@ def _collective(own: Instruction, times: int, way: str, topology: Topology) -> C
     """Bytes and time of one."""
     devices, reach = own.groups
     opcode = own.opcode.removesuffix("-start")
-    size = own.sent_bytes / (2 if own.opcode != opcode else 1)  # a start holds its operand and its result
+    size = own.sent_bytes
     if opcode == "reduce-scatter":
         size *= devices or 1  # its result is a part
     if way == "scattered":
         opcode = "reduce-scatter"
     moved = size * TRIPS[opcode] * times
     crosses = topology.slices > 1 and reach >= topology.devices_per_slice
-    seconds = moved / topology.chip.ici
-    if crosses:  # first within each slice, then each chip its part of the sum with the other slices
-        within = max(1, devices // topology.slices)
-        apart = moved / within * (1 - 1 / topology.slices) / topology.chip.dcn
-        seconds = apart + (seconds if within > 1 else 0.0)
-    shapes = tuple(shape for _, shape in own.arrays)
+    seconds = _across(opcode, moved, devices, topology) if crosses else moved / topology.chip.ici
+    shapes = tuple(shape for _, shape in own.sent)
     return Collective(opcode, shapes, devices, times, moved, crosses, seconds, own.op_name)
 
 
+def _across(opcode: str, moved: float, devices: int, topology: Topology) -> float:
+    """Seconds of an exchange between devices of several slices; `moved` has both rounds of an all-reduce."""
+    slices = min(topology.slices, max(devices, 1))
+    within, leaves = max(1, devices // slices), 1 - 1 / slices
+    if opcode == "collective-permute":
+        return moved / topology.chip.dcn
+    if opcode == "all-to-all":
+        within = 1
+    return moved / within * leaves / topology.chip.dcn + (moved / topology.chip.ici if within > 1 else 0.0)
+
+
 def _sent(own: Instruction, times: int, topology: Topology) -> Collective:
-    """What a device sends to other slices, messages between hosts to XLA:TPU, while it computes."""
+    """What a device sends to other slices, messages to its host for XLA:TPU, while it computes."""
     itemsize, shape = own.arrays[0]
-    moved = itemsize * math.prod(shape) * times * (topology.slices - 1)
+    slices = topology.slices
+    leaves = 1 - 1 / slices
+    rounds = {"ALL_REDUCE": 2 * leaves, "REDUCE_SCATTER": leaves, "ALL_TO_ALL": leaves, "ALL_GATHER": slices - 1}
+    moved = itemsize * math.prod(shape) * times * rounds.get(own.target, 1)
     seconds = moved / topology.chip.dcn
-    return Collective("send", (shape,), topology.slices, times, moved, True, seconds, own.op_name)
+    return Collective("send", (shape,), slices, times, moved, True, seconds, own.op_name)
 
 
 def _charge(
     kernels: collections.Counter[str], topology: Topology, model: ModelConfig, tokens: int, row_length: int, text: str
 ) -> tuple[dict[str, float], float, tuple[str, ...]]:
-    """Seconds of kernels by name, of attention, and the names that nothing is known of."""
+    """Seconds of kernels by name, of attention, and the names that nothing is known of; `kernels` has their bytes."""
     per_device = tokens / topology.devices
     # One product of hidden states and head, of three: the loss's kernels compute logits again, which is not counted.
     product = 2 * per_device * model.d_model * model.vocab_size / (KERNEL_SHARE * topology.chip.flops)
     known = {"cross_entropy_forward": product, "cross_entropy_backward": 2 * product}
     charged = {name: known[name] for name in kernels if name in known}
-    charged |= {name: 0.0 for name in kernels if name.startswith("rope")}
     names = [name for name in kernels if name.startswith("attention")]
-    unknown = tuple(sorted(set(kernels) - charged.keys() - set(names)))
+    by_bytes = set(kernels) - charged.keys() - set(names)
+    charged |= {name: kernels[name] / topology.chip.bandwidth for name in sorted(by_bytes)}
+    unknown = tuple(sorted(name for name in by_bytes if not name.startswith(BY_BYTES)))
     attention = 0.0
     if names:
         repeated = re.search(r"/rematted_computation/[^\"]*attention_forward/pallas_call", text) is not None

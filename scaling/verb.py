@@ -32,9 +32,9 @@ def plan(
     place = parse_topology(topology, slices)
     make = search_run if search else make_plan
     found = {"name": name, **make(run, place, workdir, stage)}
-    refused = None if found["memory"]["fits"] else _refusal(found, run, place)
-    if refused:
-        found["nearest"] = refused
+    refusal = None if found["memory"]["fits"] else _refusal(found, run, place)
+    if refusal:
+        found["nearest"] = refusal
     folder = workdir / FOLDER
     write_json(folder / "plan.json", found)
     pages = write_page(found, command, folder / "plan.html")
@@ -43,8 +43,8 @@ def plan(
     sys.stdout.write(text(found, name))
     sys.stdout.flush()
     say(f"plan: {pages[0]}, and plan.json beside it")
-    if refused:
-        raise UserError(f"{name} does not fit {place.name}: {refused}")
+    if refusal:
+        raise UserError(f"{name} does not fit {place.name}: {refusal}")
 
 
 def _refusal(found: dict[str, Any], run: Run, topology: Topology) -> str:

@@ -1,89 +1,133 @@
-"""What shapes say of memory, beside what XLA counted when it compiled the same step."""
+"""What shapes say of memory and time, beside what XLA counted when it compiled the same step."""
 
+import dataclasses
 import importlib.util
 
 import pytest
 
-import launch
-from lab import ROOT
-from scaling.chips import CHIPS, parse_topology
+from plans_lab import PLANS, Planned, recorded
+from scaling.chips import CHIPS
 from scaling.compiled import compile_lowered
-from scaling.estimate import Estimate, estimate
+from scaling.estimate import Estimate
 from scaling.plan import chosen
+from scaling.remat import recomputed
 from scaling.serving import serving
 from scaling.topology import lower_step
-from train.run import Run, make_program
-from train.sharding import abstract_mesh
+from train.run import Run
 
-# Config, what is changed of it, topology, slices, arguments and temporaries of `memory_analysis()`, libtpu 0.0.51:
-# from plan.json of `launch.py plan --config=... --topology=... [--slices=...]`.
-COMPILED = [
-    ("smollm3_3b", {}, "v5e:16x16", 1, 1_155_261_952, 10_937_745_408),
-    ("smollm3_3b", {}, "v5p:4x4x4", 1, 4_615_071_232, 40_297_136_128),
-    ("smollm3_3b", {}, "v6e:16x16", 1, 1_155_261_952, 11_128_307_712),
-    ("smollm3_3b", {"batch.rows": 1024}, "v5e:16x16", 2, 578_807_296, 10_848_370_688),
-    ("smollm3_64k", {}, "v5e:16x16", 1, 146_368_000, 6_171_983_872),
-    ("baguettotron", {"mesh.replica": 1}, "v5e:4x4", 1, 274_396_672, 4_322_492_416),
-    ("baguettotron", {}, "v5e:4x4", 1, 3_946_640_896, 7_151_960_064),
-    ("llama2_7b", {}, "v4:4x4x4", 1, 1_268_303_360, 25_446_006_784),
-    ("llama2_7b", {"train.microbatches": 16}, "v4:4x4x4", 1, 1_268_303_360, 13_614_628_864),
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu for this platform")
+# How far the estimate of a whole step is from the compiled one: what the fit of `scaling/roofline.py` leaves over.
+LEFT_OVER = {
+    "SmolLM3-3B, v5e:16x16": 0.118,
+    "SmolLM3-3B, v5p:4x4x4": -0.018,
+    "SmolLM3-3B, v6e:16x16": -0.108,
+    "SmolLM3-3B, 2 slices of v5e:16x16": 0.050,
+    "SmolLM3-3B at 65,536, v5e:16x16": 0.040,
+    "Baguettotron, v5e:4x4": 0.107,
+    "Llama 2 7B, v4:4x4x4": -0.008,
+}
+# Two more, compiled once: arguments and temporaries of `memory_analysis()`, libtpu 0.0.51.
+OTHERS = [
+    (Planned("baguettotron", "v5e:4x4", 1, {"mesh.replica": 1}), 274_396_672, 4_322_492_416),
+    (Planned("llama2_7b", "v4:4x4x4", 1, {"train.microbatches": 16}), 1_268_303_360, 13_614_628_864),
 ]
 
 
 def open_run(name: str, changed: dict[str, object]) -> Run:
-    flags = [f"--config.{key}={value}" for key, value in changed.items()]
-    return launch.open_experiment(launch.parse_arguments([f"--config={ROOT}/experiments/{name}.py", *flags])).training
+    return Planned(name, "", 1, changed).run
 
 
-def estimated(run: Run, topology: str, slices: int = 1) -> Estimate:
-    place = parse_topology(topology, slices)
-    mesh, stages = abstract_mesh(run.mesh, place.devices, slices), run.batch.plan(run.train.steps)
-    return estimate(run, place, stages[chosen(stages, None)], make_program(run, mesh).abstract, mesh)
+def estimated(name: str, changed: dict[str, object], topology: str, slices: int = 1) -> Estimate:
+    return Planned(name, topology, slices, changed).estimate
 
 
-@pytest.mark.parametrize(("name", "changed", "topology", "slices", "arguments", "temporaries"), COMPILED)
-def test_the_estimate_is_within_15_percent_of_what_was_compiled(
-    name, changed, topology, slices, arguments, temporaries
-):
-    found = estimated(open_run(name, changed), topology, slices)
-    assert found.arguments == pytest.approx(arguments, rel=0.001)
-    assert found.total == pytest.approx(arguments + temporaries, rel=0.15)
+@pytest.mark.parametrize("name", PLANS)
+def test_the_estimate_is_within_15_percent_of_what_was_compiled(name):
+    found, wanted = PLANS[name].estimate, recorded()[name]
+    assert found.arguments == pytest.approx(wanted["arguments"], rel=0.001)
+    assert found.total == pytest.approx(wanted["arguments"] + wanted["temporaries"], rel=0.15)
+    assert found.seconds == pytest.approx(wanted["total"], rel=0.15)
+    assert found.time.attention == pytest.approx(wanted["attention"], rel=1e-4)
+    assert found.seconds / wanted["total"] - 1 == pytest.approx(LEFT_OVER[name], abs=0.005)
+
+
+@pytest.mark.parametrize(("planned", "arguments", "temporaries"), OTHERS)
+def test_other_settings_are_within_15_percent(planned, arguments, temporaries):
+    assert planned.estimate.arguments == pytest.approx(arguments, rel=0.001)
+    assert planned.estimate.total == pytest.approx(arguments + temporaries, rel=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu wheel for this platform")
+@needs_libtpu
+@pytest.mark.parametrize("name", PLANS)
+def test_the_estimate_is_within_15_percent_of_what_is_compiled_now(name):
+    planned = PLANS[name]
+    run, stages = planned.run, planned.run.batch.plan(planned.run.train.steps)
+    memory = compile_lowered(lower_step(run, planned.topology, planned.slices, chosen(stages, None)), name).memory
+    found = planned.estimate
+    assert found.arguments == pytest.approx(memory.arguments, rel=0.001)
+    assert found.total == pytest.approx(memory.arguments + memory.temporaries, rel=0.15)
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize("remat", ["none", "full", "attention", "branches", "dots"])
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_the_estimate_is_within_15_percent_of_what_is_compiled(remat, microbatches):
+def test_every_policy_is_within_15_percent_of_what_is_compiled(remat, microbatches):
     shape = {"vocab_size": 32_768, "num_layers": 8, "d_model": 1024, "num_heads": 8, "num_kv_heads": 2, "d_ff": 4096}
     changed = {f"model.{key}": value for key, value in shape.items()}
     changed |= {"model.remat": remat, "train.microbatches": microbatches, "mesh.replica": 1}
-    run = open_run("smollm3_3b", changed | {"batch.rows": 32, "batch.row_length": 2048})
-    memory = compile_lowered(lower_step(run, "v5e:4x4"), "test").memory
-    found = estimated(run, "v5e:4x4")
+    planned = Planned("smollm3_3b", "v5e:4x4", 1, changed | {"batch.rows": 32, "batch.row_length": 2048})
+    memory = compile_lowered(lower_step(planned.run, "v5e:4x4"), "test").memory
+    found = planned.estimate
     assert found.arguments == pytest.approx(memory.arguments, rel=0.001)
     assert found.total == pytest.approx(memory.arguments + memory.temporaries, rel=0.15)
 
 
 def test_offloaded_moments_lie_in_the_host():
-    there = estimated(open_run("smollm3_3b", {"train.offload_optimizer": True}), "v5e:16x16")
-    here = estimated(open_run("smollm3_3b", {}), "v5e:16x16")
+    there = estimated("smollm3_3b", {"train.offload_optimizer": True}, "v5e:16x16")
+    here = estimated("smollm3_3b", {}, "v5e:16x16")
     assert there.host == here.optimizer
     assert there.arguments == here.arguments - here.optimizer
+    assert there.time.offload == 2 * here.optimizer / CHIPS["v5e"].host_link  # there and back
+    assert there.seconds == pytest.approx(here.seconds + there.time.offload)
 
 
 def test_what_is_not_kept_is_computed_again():
-    ways = [
-        estimated(open_run("smollm3_3b", {"model.remat": name}), "v5e:16x16") for name in ("full", "branches", "none")
-    ]
+    ways = [estimated("smollm3_3b", {"model.remat": name}, "v5e:16x16") for name in ("full", "branches", "none")]
     assert ways[0].saved < ways[1].saved < ways[2].saved
-    assert ways[0].compute > ways[1].compute > ways[2].compute
+    assert ways[0].time.compute > ways[1].time.compute
+    model = open_run("smollm3_3b", {}).model
+    policies = [dataclasses.replace(model, remat=name) for name in ("full", "attention", "branches", "none")]
+    products = [recomputed(own) for own in policies]
+    assert products == sorted(products, reverse=True)
+    assert products[-1] == 0
+
+
+def test_parts_of_few_rows_are_not_liked():
+    narrow, wide = ({"mesh.replica": replica} for replica in (4, 8))  # 2,048 rows in 64 parts, and in 32
+    assert (
+        estimated("smollm3_3b", narrow, "v5e:16x16").seconds
+        > 1.05 * estimated("smollm3_3b", wide, "v5e:16x16").seconds
+    )
+
+
+def test_what_travels_between_slices():
+    one = estimated("smollm3_3b", {}, "v5e:16x16").time
+    two = estimated("smollm3_3b", {"batch.rows": 1024}, "v5e:16x16", 2).time
+    model = open_run("smollm3_3b", {}).model
+    # Sums of two microbatches: weights in bfloat16, the table's in float32 from both its ends; of 2 slices one half
+    # of each of two rounds, a 256th on each chip.
+    layers, table = model.num_layers * model.layer_matmul_parameters, model.vocab_size * model.d_model
+    assert one.between_slices == 0
+    assert two.between_slices == pytest.approx(2 * (2 * layers + 8 * table) / 256 / CHIPS["v5e"].dcn)
+    assert two.hidden == pytest.approx(one.hidden + two.between_slices)  # it is shorter than what it hides behind
 
 
 def test_each_axis_splits_what_it_should():
-    plain = estimated(open_run("smollm3_3b", {"mesh.replica": 1}), "v5e:16x16")
-    tensor = estimated(open_run("smollm3_3b", {"mesh.replica": 1, "mesh.tensor": 2}), "v5e:16x16")
-    copies = estimated(open_run("smollm3_3b", {"mesh.replica": 4}), "v5e:16x16")
+    plain = estimated("smollm3_3b", {"mesh.replica": 1}, "v5e:16x16")
+    tensor = estimated("smollm3_3b", {"mesh.replica": 1, "mesh.tensor": 2}, "v5e:16x16")
+    copies = estimated("smollm3_3b", {"mesh.replica": 4}, "v5e:16x16")
     assert copies.parameters == pytest.approx(4 * plain.parameters, rel=0.05)
     assert tensor.tables == plain.tables / 2
     assert tensor.saved < 1.2 * plain.saved  # twice the tokens, half of the heads and features

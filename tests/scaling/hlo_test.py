@@ -111,34 +111,103 @@ def test_exchanges_by_how_they_run():
     assert math.isclose(times.hidden, 4 * 256 * 2 / ici)  # once, not for its start and its end
     assert math.isclose(times.compute, (630 + 20) / topology.chip.clock)
     assert times.attention > 0
-    assert times.uncharged == ()
+    assert times.unknown == ()
 
 
 def test_what_is_not_known_is_told():
     text = PROGRAM.replace("attention_forward", "something_new")
     times = step_time(text, parse_topology("v5e:2x2"), MODEL, 1024, 256)
-    assert times.uncharged == ("something_new",)
+    assert times.unknown == ("something_new",)
     assert times.attention == 0
 
 
-def test_what_crosses_slices_goes_over_the_network():
-    across = PROGRAM.replace("replica_groups={{0,1,2,3}}", "replica_groups={{0,4},{1,5}}")
-    inside = step_time(across, parse_topology("v5e:2x4"), MODEL, 1024, 256)
-    apart = step_time(across, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
-    assert not any(one.crosses for one in inside.collectives)
-    crossing = [one for one in apart.collectives if one.crosses]
-    assert [one.times for one in crossing] == [6]
-    assert crossing[0].seconds > 20 * 6 * 2 * 1024 / 180e9
+# Two slices of four chips: what each kind of exchange between all of them, of 4 KiB, takes.
+BYTES, ICI, DCN = 4096, 180e9, 3.125e9
+ACROSS = {
+    "all-reduce(%a), channel_id=1, to_apply=%add": 2 * BYTES / 4 / 2 / DCN + 2 * BYTES / ICI,
+    "reduce-scatter(%a), channel_id=1, to_apply=%add": 8 * BYTES / 4 / 2 / DCN
+    + 8 * BYTES / ICI,  # its result is a part
+    "all-gather(%a), channel_id=1": BYTES / 4 / 2 / DCN + BYTES / ICI,
+    "all-to-all(%a), channel_id=1": BYTES / 2 / DCN,
+}
 
 
-def test_messages_between_slices_are_hidden_and_told():
-    sent = "  %sent = (bf16[4,256]{1,0}, u32[]{:S(2)}, token[]) send(%x), channel_id=20, is_host_transfer=true\n"
-    across = PROGRAM.replace("  %kernel =", sent + "  %kernel =")
-    alone = step_time(PROGRAM, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
-    times = step_time(across, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
-    assert math.isclose(times.between_slices, 6 * 2048 / 3.125e9)
+def one_exchange(line: str) -> str:
+    return f"ENTRY %main (a: f32[8,128]) -> f32[8,128] {{\n  ROOT %out = {line}\n}}\n"
+
+
+@pytest.mark.parametrize("what", ACROSS)
+def test_what_crosses_slices_goes_over_the_network(what):
+    text = one_exchange(f"f32[8,128]{{1,0}} {what}, replica_groups=[1,8]<=[8]")
+    apart = step_time(text, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
+    inside = step_time(text, parse_topology("v5e:2x4"), MODEL, 1024, 256)
+    assert apart.collectives[0].crosses
+    assert apart.exposed == pytest.approx(ACROSS[what])
+    assert not inside.collectives[0].crosses
+
+
+@pytest.mark.parametrize(("pairs", "crosses"), [("{{0,4},{4,0}}", True), ("{{0,1},{1,0}}", False)])
+def test_a_permutation_sends_all_that_it_has(pairs, crosses):
+    text = one_exchange(f"f32[8,128]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}")
+    times = step_time(text, parse_topology("v5e:2x2", 2), MODEL, 1024, 256)
+    assert times.collectives[0].crosses == crosses
+    assert times.exposed == pytest.approx(BYTES / (DCN if crosses else ICI))
+
+
+def test_pairs_of_slices_exchange_halves():
+    """Four slices of which two and two join: one half leaves, not three quarters."""
+    line = "f32[8,128]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,4},{8,12}}, to_apply=%add"
+    times = step_time(one_exchange(line), parse_topology("v5e:2x2", 4), MODEL, 1024, 256)
+    assert times.exposed == pytest.approx(2 * BYTES / 2 / DCN)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(f32[2,128]{1,0}, f32[8,128]{1,0}) all-gather-start(%a), channel_id=1, replica_groups=[1,4]<=[4]",
+        "f32[8,128]{1,0} all-reduce-start(%a), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add",
+        "(f32[8,128]{1,0}, f32[8,128]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=1, "
+        "source_target_pairs={{0,1},{1,0}}",
+    ],
+)
+def test_a_start_is_charged_what_its_end_results_in(line):
+    found = step_time(one_exchange(line), parse_topology("v5e:2x2"), MODEL, 1024, 256).hidden_collectives[0]
+    assert found.shown == "8x128"
+    assert found.bytes == BYTES * (2 if found.opcode == "all-reduce" else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "leaves"),
+    [("ALL_REDUCE", 2 * 3 / 4), ("REDUCE_SCATTER", 3 / 4), ("ALL_TO_ALL", 3 / 4), ("ALL_GATHER", 3), ("", 1)],
+)
+def test_messages_between_slices_are_hidden_and_told(kind, leaves):
+    kind = f', frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}' if kind else ""
+    sent = f"  %sent = (bf16[4,256]{{1,0}}, u32[], token[]) send(%x), channel_id=20, is_host_transfer=true{kind}\n"
+    across = PROGRAM.replace("  %kernel =", sent + "  %kernel =")  # in two loops, which turn six times
+    alone = step_time(PROGRAM, parse_topology("v5e:2x2", 4), MODEL, 1024, 256)
+    times = step_time(across, parse_topology("v5e:2x2", 4), MODEL, 1024, 256)
+    assert math.isclose(times.between_slices, 6 * 2048 * leaves / DCN)
     assert math.isclose(times.hidden, alone.hidden + times.between_slices)
     assert times.exposed == alone.exposed
+    assert times.total == alone.total
+
+
+def test_the_rotation_is_charged_what_it_moves_in_hbm():
+    text = PROGRAM.replace("attention_forward", "rope_to_heads").replace(
+        "bf16[2,128]{1,0} custom", "bf16[4,128]{1,0} custom"
+    )
+    near = text.replace("%x = f32[8,128]{1,0:T(8,128)}", "%x = f32[8,128]{1,0:T(8,128)S(1)}")
+    chip = parse_topology("v5e:2x2")
+    times = [step_time(own, chip, MODEL, 1024, 256).kernels["rope_to_heads"] for own in (text, near)]
+    assert times == pytest.approx([6 * (8 * 128 * 4 + 4 * 128 * 2) / 819e9, 6 * 4 * 128 * 2 / 819e9])
+
+
+def test_what_lies_in_the_host_comes_and_goes():
+    times = step_time(PROGRAM, parse_topology("v5e:2x2"), MODEL, 1024, 256, host_bytes=10**9)
+    without = step_time(PROGRAM, parse_topology("v5e:2x2"), MODEL, 1024, 256)
+    assert times.offload == 2e9 / 16e9
+    assert times.total == pytest.approx(without.total + times.offload)
+    assert times.outside_attention == pytest.approx(without.outside_attention + times.offload)
 
 
 @pytest.mark.parametrize("name", ["known", "sum"])

@@ -9,10 +9,10 @@ import pytest
 
 import launch
 from core.files import fingerprint
-from scaling import search_run
+from plans_lab import plan
 from scaling.chips import CHIPS, chip_of, parse_topology
 from scaling.compiled import largest_buffers, read_text
-from scaling.search import Way, candidates, fitting, nearest
+from scaling.search import nearest
 from scaling.step_time import Collective
 from scaling.topology import CHIPS as COMPILED_CHIPS
 from scaling.warnings import unexpected
@@ -21,36 +21,6 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="no libtpu wheel for this platform: the TPU compiler is missing",
 )
-CONFIG = """
-from ml_collections import ConfigDict
-from experiments import smoke
-def get_config():
-    config = smoke.get_config()
-    with config.unlocked():
-        config.model = {model}
-        config.batch.rows, config.batch.row_length = 32, 512
-        config.train.microbatches = 2
-        config.optim.warmup_steps = 1
-    return config
-"""
-MODEL = {
-    "vocab_size": 4096,
-    "num_layers": 6,
-    "d_model": 512,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "head_dim": 128,
-    "d_ff": 2048,
-    "dtype": "bfloat16",
-    "remat": "branches",
-}
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "small.py"
-    path.write_text(CONFIG.replace("{model}", repr(MODEL)))
-    return path
 
 
 @pytest.fixture
@@ -60,13 +30,6 @@ def without_compiler(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else real(name, *rest)
     )
-
-
-def plan(config, workdir, *flags):
-    """The verb; its exit code and plan.json."""
-    code = launch.main(["plan", f"--config={config}", f"--workdir={workdir}", *flags])
-    path = workdir / "plan" / "plan.json"
-    return code, json.loads(path.read_text()) if path.exists() else None
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +161,20 @@ def test_gpus_are_computed_and_it_is_said(config, tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_offloaded_moments_take_time_and_say_so(config, tmp_path, capsys):
+    _, here = plan(config, tmp_path, "--topology=h100:8")
+    capsys.readouterr()
+    _, there = plan(config, tmp_path, "--topology=h100:8", "--config.train.offload_optimizer=True")
+    moved = 2 * there["memory"]["host"] / CHIPS["h100"].host_link
+    assert here["time"]["offload"] == 0
+    assert there["time"]["offload"] == pytest.approx(moved)
+    assert there["time"]["total"] == pytest.approx(here["time"]["total"] + moved)
+    text, page = capsys.readouterr().out, (tmp_path / "plan" / "plan.html").read_text()
+    assert re.search(r"moments from the host and back +[\d.]+ ms  \(bytes at an assumed link speed\)", text)
+    assert "64 GB/s a device each way" in text
+    assert re.search(r"<td>moments from the host and back</td><td>[\d.]+ ms</td><td>\d+\.\d%</td>", page)
+
+
 def test_epochs_of_the_shards(config, tmp_path, capsys):
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -216,50 +193,6 @@ def test_the_longest_stage_is_planned_unless_another_is_asked_for(config, tmp_pa
     assert (first["stage"]["number"], second["stage"]["number"]) == (0, 1)
     assert second["stage"]["row_length"] == 1024
     assert first["run"]["tokens"] == second["run"]["tokens"] == pytest.approx(1.5e6, rel=0.01)
-
-
-def test_the_search_prefers_what_fits(config, tmp_path, capsys):
-    code, found = plan(config, tmp_path, "--topology=h100:8", "--search", "--config.batch.rows=65536")
-    assert code == 0
-    ways = found["search"]["ways"]
-    assert ways[0]["best"]
-    assert all(one["why"] for one in ways[1:])
-    assert found["search"]["fit"] < found["search"]["tried"]
-    assert any("does not fit" in one["why"] for one in ways)
-    quicker = [one for one in ways[1:] if one["seconds"] < ways[0]["seconds"] - 1e-3]
-    assert all("does not fit" in one["why"] for one in quicker)
-    said = capsys.readouterr().out
-    assert f"best: {found['search']['flags']}" in said
-    assert said.index("BEST") < said.index("Plan of small")
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_the_search_compiles_the_best_and_not_twice(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(search_run, "COMPILED", 2)
-    flags = ("--topology=v5e:2x2", "--search")
-    _, first = plan(config, tmp_path, *flags)
-    assert "2 of 2" in capsys.readouterr().err
-    ways = first["search"]["ways"]
-    assert [one["source"] for one in ways[:3]] == ["compiled", "compiled", "estimate"]
-    assert ways[0]["seconds"] == first["time"]["total"] <= ways[1]["seconds"]
-    _, second = plan(config, tmp_path, *flags)
-    assert capsys.readouterr().err.count("compiled already") == 2
-    assert second["search"] == first["search"]
-
-
-def test_every_way_multiplies_to_the_devices(config, tmp_path):
-    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
-    run = launch.open_experiment(arguments).training
-    stage = run.batch.plan(run.train.steps)[0]
-    for name, slices in (("v5e:4x4", 1), ("v5e:2x2", 2)):
-        topology = parse_topology(name, slices)
-        ways = list(candidates(run, topology, stage))
-        assert ways
-        for way in ways:
-            assert way.replica * way.fsdp * way.tensor * way.context == topology.devices
-            assert stage.rows % (way.replica * way.fsdp * way.microbatches) == 0
-            assert way.replica % slices == 0
 
 
 def gathered(*shape, devices=4):
@@ -319,13 +252,3 @@ def test_chips_are_those_that_are_compiled_for_and_found():
     assert chip_of("TPU v5 lite") is CHIPS["v5e"]
     assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
     assert chip_of("cpu") is None
-
-
-def test_margins_and_ways_are_plain(config, tmp_path):
-    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
-    run = launch.open_experiment(arguments).training
-    topology, stage = parse_topology("h100:8"), run.batch.plan(run.train.steps)[0]
-    found = nearest(run, topology, stage)
-    asked = Way(1, 8, 1, 1, 2, "branches")
-    assert sum(a != b for a, b in zip(found.way, asked)) == 1  # one setting changes, for the way asked did not fit
-    assert fitting([found], topology) == [found]
