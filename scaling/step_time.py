@@ -81,7 +81,7 @@ def step_time(
         if instruction.cycles:
             compute[instruction.opcode] += instruction.cycles * run.times / chip.clock
         if instruction.target == "tpu_custom_call" and not instruction.cycles:
-            kernels[_kernel(instruction)] += run.times
+            kernels[kernel_name(instruction)] += run.times
         if instruction.opcode == "send" and topology.slices > 1:
             hidden["send", instruction.channel] = _sent(instruction, run.times, topology)
         for own, way in _collectives(run, program):
@@ -111,7 +111,7 @@ def _longest(collectives: Any) -> tuple[Collective, ...]:
     return tuple(sorted(collectives, key=lambda one: -one.seconds))
 
 
-def _kernel(instruction: Instruction) -> str:
+def kernel_name(instruction: Instruction) -> str:
     """The name that a Pallas kernel was given."""
     path = [part for part in instruction.op_name.split("/") if part not in ("pallas_call", "")]
     return path[-1] if path else re.sub(r"\.\d+$", "", instruction.name)
