@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-gpu kernel-card bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-gpu kernel-card bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ bench-decode: $(VENV)-parity/ready ## tokens a second of greedy decoding beside 
 
 bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
 	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python
+
+bench-pod: $(VENV)/test ## SmolLM3-3B's step compiled for 256 chips beside MaxText's (MAXTEXT=a checkout of it, MAXTEXT_PYTHON=an interpreter with its packages)
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/pod_step.py --maxtext=$(MAXTEXT) --maxtext-python=$(MAXTEXT_PYTHON)
 
 bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13] and absl-py)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py

@@ -75,15 +75,15 @@ def compile_lowered(lowered: jax.stages.Lowered, label: str) -> Compilation:
             try:
                 compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
             except jax.errors.JaxRuntimeError as error:
-                needs = _needs(str(error))
+                needs = needed(str(error))
                 if needs is None:
                     raise
         seconds = time.monotonic() - began
-        text, buffers = _dumped(Path(folder))
+        text, buffers = dumped(Path(folder))
     return Compilation(seconds, _memory(compiled) if compiled else None, needs, buffers, text)
 
 
-def _needs(message: str) -> float | None:
+def needed(message: str) -> float | None:
     """Bytes that a program wants, from XLA's words when it does not fit."""
     said = re.search(r"\((\d+(?:\.\d+)?)([KMGT])\) exceeds available HBM", message)
     return float(said[1]) * 1024 ** (" KMGT".index(said[2])) if said else None
@@ -95,7 +95,7 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
     return Memory(*(int(getattr(stats, f"{part}_size_in_bytes")) for part in parts))
 
 
-def _dumped(folder: Path) -> tuple[str, tuple[Buffer, ...]]:
+def dumped(folder: Path) -> tuple[str, tuple[Buffer, ...]]:
     """The program and its largest temporaries, from the files of the largest module."""
 
     def read(ending: str) -> str:

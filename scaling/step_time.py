@@ -125,7 +125,7 @@ def _on_the_chip(program: Program) -> tuple[collections.Counter[str], collection
             compute[own.opcode] += own.cycles * run.times
         elif own.target == "tpu_custom_call":
             operands = (results[name].hbm for name in set(own.operands) if name in results)
-            kernels[_kernel(own)] += run.times * (own.hbm + sum(operands))
+            kernels[kernel_name(own)] += run.times * (own.hbm + sum(operands))
     return compute, kernels
 
 
@@ -149,7 +149,7 @@ def _longest(collectives: Any) -> tuple[Collective, ...]:
     return tuple(sorted(collectives, key=lambda one: -one.seconds))
 
 
-def _kernel(instruction: Instruction) -> str:
+def kernel_name(instruction: Instruction) -> str:
     """The name that a Pallas kernel was given."""
     path = [part for part in instruction.op_name.split("/") if part not in ("pallas_call", "")]
     return path[-1] if path else re.sub(r"\.\d+$", "", instruction.name)

@@ -24,7 +24,14 @@ UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 def start(tree: Any) -> list[jax.Array]:
     """Dispatches the fingerprints of all leaves, each as a replicated uint32 [2]; the leaves may then be donated."""
-    return [_compiled(_replicated(leaf))(_on_device(leaf)) for leaf in jax.tree.leaves(tree)]
+    sums = []
+    for leaf in jax.tree.leaves(tree):
+        sums.append(_compiled(_replicated(leaf))(_on_device(leaf)))
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":
+            # Programs that do not depend on each other are run in any order on CPUs. Where two processes choose
+            # different orders, the sums of one wait for those of the other, for ever.
+            sums[-1].block_until_ready()
+    return sums
 
 
 def read(tree: Any, sums: list[jax.Array]) -> dict[str, str]:
