@@ -1,8 +1,8 @@
 """Clipping: gradients kept in bounds before an optimiser's moments see them, and how much was taken away.
 
-All norms are float32 and global: of a gradient that a mesh splits, XLA adds up the parts. Each kind leaves two metrics,
-computed from norms alone: `clipped_share`, 1 - |after| / |before| of all gradients together, and `clipped_tensors`, how
-many units were made smaller (all parameters as one, units, or tensors, by kind).
+All norms are global: of a gradient that a mesh splits, XLA adds up the parts. Each kind leaves two metrics, computed
+from norms alone: `clipped_share`, 1 - |after| / |before| of all gradients together, and `clipped_tensors`, how many
+units were made smaller (all parameters as one, units, or tensors, by kind).
 """
 
 import re
@@ -74,8 +74,8 @@ class AdaGCState(NamedTuple):
 
 
 def adagc(config: OptimConfig) -> optax.GradientTransformation:
-    """Tensor by tensor: a gradient's norm is at most `adagc_ratio` of a running mean of its own clipped norms (Wang et
-    al. 2025, arXiv:2502.11034, algorithm 1; numbers as in PaddlePaddle's `ClipGradByAdaptiveNorm`):
+    """Tensor by tensor: a gradient's norm is at most `adagc_ratio` of a running mean of its own clipped norms (Wang
+    et al. 2025, arXiv:2502.11034, algorithm 1; numbers as in PaddlePaddle's `ClipGradByAdaptiveNorm`):
 
         g_i <- g_i min(1, ratio m_i / |g_i|),  m_i <- decay m_i + (1 - decay) |g_i after|
 

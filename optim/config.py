@@ -73,7 +73,7 @@ class SkipConfig:
 class ScheduleConfig:
     """How the learning rate goes from the plateau to its end (`optim/schedule.py`): `config.optim.schedule`."""
 
-    # cosine and linear leave the plateau when the warm-up ends; optim.decay_fraction and `decay` are then of no account
+    # cosine and linear go down from the end of the warm-up on, whatever optim.decay_fraction and `decay` say
     kind: Literal["warmup_stable_decay", "cosine", "linear"] = "warmup_stable_decay"
     decay: Literal["linear", "1-sqrt", "cosine", "exponential"] = "linear"
     decay_steps: int = 0  # in place of optim.decay_fraction of the run

@@ -1,14 +1,14 @@
 """Updates that are left out: those that are not finite always, those that stand out where the config asks.
 
 A step whose loss or gradient norm lies more than 6 standard deviations above the mean of the last 128 steps is taken
-for a spike (OLMo 2, arXiv:2501.00656; OLMo-core `optim/skip_step_optimizer.py`), whose numbers are kept: the mean is of
-the steps before this one, the deviation is that of a sample (n - 1), only what lies above counts, it begins once this
+for a spike (OLMo 2, arXiv:2501.00656; OLMo-core `optim/skip_step_optimizer.py`). Its rule is kept: the mean is of
+the steps before this one, the deviation that of a sample (n - 1), only what lies above counts, it begins when this
 step is the 64th, and a spike enters the window as any step does, so that a lasting change is followed.
 
 Nothing of a skipped step stays: the new state of the chain is selected leaf by leaf, new or old. OLMo multiplies with
-0 or 1 inside AdamW, which needs no more memory either but one formula for each optimiser, and 0 x NaN is NaN. A branch
-(`lax.cond`) would save the update's arithmetic a few times in a run, and keep XLA from fusing and overlapping it always.
-No number goes to the host.
+0 or 1 inside AdamW, which needs a formula for each optimiser, and 0 x NaN is NaN. A branch (`lax.cond`) would save an
+update's arithmetic a few times in a run, and always keep XLA from fusing it with what is around it. No number goes to
+the host.
 """
 
 from typing import Any, NamedTuple

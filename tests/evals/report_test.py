@@ -94,7 +94,7 @@ def make_workdir(folder):
     stage(folder, "tokenizer", {}, {"vocab_size": 64})
     splits = {split: {**totals[split], "tokens": 3000, "shards": [shard(split)]} for split in totals}
     stage(folder, "tokens", {}, {**splits, "vocab_size": 64, "not_lossless": 1})
-    spec = {"model": MODEL, "optim": {"clip_norm": 1.0}}
+    spec = {"model": MODEL, "optim": {"clip_norm": 1.0, "warmup_steps": 5}}
     stage(folder, "train", spec, {"step": 60})
     write(folder / "train" / "history.json", history(60))
     (folder / "train" / "metrics.jsonl").write_text(metrics(60))

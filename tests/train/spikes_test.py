@@ -1,0 +1,148 @@
+"""Steps that go wrong in real runs: what is clipped, what is skipped, where a run ends, and the same on four devices."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from core.files import read_json
+from lab import launch, smoke
+from optim.config import ClipConfig, OptimConfig, SkipConfig
+from step_test import RUN, make_batch
+from train.run import make_program
+from train.sharding import make_mesh
+
+OPTIM = OptimConfig(
+    learning_rate=1e-2,
+    warmup_steps=5,
+    decay_fraction=0.0,
+    clip=ClipConfig("adagc", adagc_warmup=10),
+    skip=SkipConfig(spikes=True, window=16),
+)
+GUARDED = dataclasses.replace(RUN, optim=OPTIM)
+
+
+@functools.cache
+def program():
+    return make_program(GUARDED, make_mesh())
+
+
+def learnt(seed):
+    """Every target is the token itself."""
+    batch = make_batch(seed)
+    return batch._replace(targets_BT=batch.tokens_BT)
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_a_spike_and_a_batch_that_is_not_finite_leave_a_run_as_it_was():
+    state = program().init()
+    for step in range(30):
+        state, metrics = program().step(state, learnt(step))
+    assert float(metrics["loss"]) < 1.5
+    before, rate = host((state.params, state.opt_state[0].inner)), float(metrics["learning_rate"])
+    state, spike = program().step(state, make_batch(99))  # targets at random: the loss is above that of guessing
+    assert float(spike["loss"]) > 4
+    assert float(spike["clipped_share"]) > 0.5
+    assert (int(spike["skipped_steps"]), int(spike["nonfinite_in_a_row"])) == (1, 0)
+    nan = learnt(31)._replace(weights_BT=np.full((4, 16), np.nan, np.float32))
+    state, broken = program().step(state, nan)
+    assert np.isnan(float(broken["loss"]))
+    assert (int(broken["skipped_steps"]), int(broken["nonfinite_in_a_row"])) == (2, 1)
+    after = host((state.params, state.opt_state[0].inner))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)):
+        if "values" not in jax.tree_util.keystr(path):  # metrics tell of the step itself
+            np.testing.assert_array_equal(a, b)
+    assert int(state.step) == 32
+    state, metrics = program().step(state, learnt(32))
+    assert float(metrics["loss"]) < 1.5
+    assert int(metrics["nonfinite_in_a_row"]) == 0
+    assert float(metrics["learning_rate"]) == rate
+    assert not np.array_equal(before[0]["embedding"], state.params["embedding"])
+
+
+def test_a_run_that_diverges_ends_with_its_steps_and_documents_named(finished, corpus, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        (workdir / name).symlink_to(finished / name)
+    settings = ["optim.learning_rate=1e30", "optim.skip.nonfinite_limit=3", "train.log_every=4"]
+    result = launch("train", *smoke(workdir, corpus, *(f"--config.{one}" for one in settings)))
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.splitlines()[-1]
+    assert "the loss or the gradients of steps 2 to 4 were not finite (optim.skip.nonfinite_limit=3)" in line
+    assert ".txt" in line.partition("step 2 read ")[2]
+    assert "train --skip=2:4" in line
+    assert not read_json(workdir / "train" / "manifest.json")["complete"]
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{tests!r}, {lab!r}]
+import dataclasses
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from spikes_test import GUARDED, learnt
+from step_test import make_batch
+from optim.clip import clip
+from optim.config import ClipConfig, OptimConfig
+from optim.metrics import collect
+from train.checkpoint import Checkpoints
+from train.run import make_program
+from train.sharding import make_mesh
+
+assert jax.device_count() == 4
+
+def run(devices):
+    program = make_program(GUARDED, make_mesh(devices=jax.devices()[:devices]))
+    state, rows = program.init(), []
+    for step in range(24):
+        state, metrics = program.step(state, make_batch(99) if step == 20 else learnt(step))
+        rows.append([float(metrics[name]) for name in ("loss", "grad_norm", "clipped_share", "skipped_steps")])
+    return program, state, rows
+
+program, state, one = run(1)
+four_program, four_state, four = run(4)
+np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
+assert four[-1][-1] == 1.0
+
+writer = Checkpoints(Path({folder!r}), keep_last=1)
+writer.save(four_state, 24, {{}})
+writer.close()
+restored = Checkpoints(Path({folder!r})).restore(program.abstract, program.shardings, 24)
+for a, b in zip(jax.tree.leaves(four_state), jax.tree.leaves(restored), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+for kind in ("agc", "adagc", "zclip"):
+    own = ClipConfig(kind, agc_ratio=0.1, adagc_warmup=1, zclip_warmup=1)
+    chain, results = clip(OptimConfig(clip=own)), []
+    for params, shardings in ((state.params, program.shardings.params), (four_state.params, four_program.shardings.params)):
+        params = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, state.params), shardings)
+        clipped = chain.init(params)
+        for scale in (1.0, 1.1, 50.0):
+            grads = jax.tree.map(lambda p, s: jax.device_put(scale * np.cos(np.arange(p.size)).reshape(p.shape).astype(np.float32), s), params, shardings)
+            after, clipped = jax.jit(chain.update)(grads, clipped, params)
+        results.append(jax.tree.map(np.asarray, (after, collect(clipped))))
+    for a, b in zip(*map(jax.tree.leaves, results)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+print("four devices agree with one")
+"""
+
+
+def test_norms_are_those_of_all_devices(tmp_path):
+    here = Path(__file__).parent
+    script = SCRIPT.format(tests=str(here), lab=str(here.parent), folder=str(tmp_path / "checkpoints"))
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **flags}, timeout=300, check=False
+    )
+    assert "four devices agree with one" in result.stdout, result.stderr[-2000:]
