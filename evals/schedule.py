@@ -1,4 +1,4 @@
-"""The schedule of a run as a picture, drawn before anything is trained: rates of every group, and tokens of a step."""
+"""The schedule of a run as a picture, drawn before anything is trained: the rate of every group, tokens of a step."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,7 @@ def schedule_section(sheet: draw.Sheet, config: OptimConfig, batches: Sequence[S
 
 
 def rates_of(config: OptimConfig, batches: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, counted from 1 as in the metrics, and the rate of each: all of a short run, else the corners of the curve
-    and points between."""
+    """Steps, counted from 1 as in the metrics, and their rates: of a long run the corners and some points between."""
     total = sum(stage.steps for stage in batches)
     ends = np.cumsum([stage.steps for stage in batches])
     done = np.union1d(np.linspace(0, total - 1, min(total, POINTS)).astype(int), [*ends[:-1], *(ends - 1)])

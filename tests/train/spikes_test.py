@@ -1,4 +1,4 @@
-"""Steps that go wrong in real runs: what is clipped, what is skipped, where a run ends, and the same on four devices."""
+"""Steps that go wrong in real runs: what is clipped, what is skipped, where a run ends; on four devices as on one."""
 
 import dataclasses
 import functools
@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.spikes import RUN, make_batch
 from core.files import read_json
 from lab import launch, smoke
 from optim.config import ClipConfig, OptimConfig, SkipConfig
-from step_test import RUN, make_batch
 from train.run import make_program
 from train.sharding import make_mesh
 
@@ -38,6 +38,11 @@ def learnt(seed):
     return batch._replace(targets_BT=batch.tokens_BT)
 
 
+def broken():
+    """Targets that have nothing to do with the tokens."""
+    return make_batch(0, broken=True)
+
+
 def host(tree):
     return jax.tree.map(np.asarray, tree)
 
@@ -48,14 +53,14 @@ def test_a_spike_and_a_batch_that_is_not_finite_leave_a_run_as_it_was():
         state, metrics = program().step(state, learnt(step))
     assert float(metrics["loss"]) < 1.5
     before, rate = host((state.params, state.opt_state[0].inner)), float(metrics["learning_rate"])
-    state, spike = program().step(state, make_batch(99))  # targets at random: the loss is above that of guessing
+    state, spike = program().step(state, broken())
     assert float(spike["loss"]) > 4
     assert float(spike["clipped_share"]) > 0.5
     assert (int(spike["skipped_steps"]), int(spike["nonfinite_in_a_row"])) == (1, 0)
     nan = learnt(31)._replace(weights_BT=np.full((4, 16), np.nan, np.float32))
-    state, broken = program().step(state, nan)
-    assert np.isnan(float(broken["loss"]))
-    assert (int(broken["skipped_steps"]), int(broken["nonfinite_in_a_row"])) == (2, 1)
+    state, bad = program().step(state, nan)
+    assert np.isnan(float(bad["loss"]))
+    assert (int(bad["skipped_steps"]), int(bad["nonfinite_in_a_row"])) == (2, 1)
     after = host((state.params, state.opt_state[0].inner))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)):
         if "values" not in jax.tree_util.keystr(path):  # metrics tell of the step itself
@@ -85,13 +90,12 @@ def test_a_run_that_diverges_ends_with_its_steps_and_documents_named(finished, c
 
 SCRIPT = """
 import sys
-sys.path[:0] = [{tests!r}, {lab!r}]
+sys.path[:0] = {path!r}
 import dataclasses
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from spikes_test import GUARDED, learnt
-from step_test import make_batch
+from spikes_test import GUARDED, broken, learnt
 from optim.clip import clip
 from optim.config import ClipConfig, OptimConfig
 from optim.metrics import collect
@@ -105,7 +109,7 @@ def run(devices):
     program = make_program(GUARDED, make_mesh(devices=jax.devices()[:devices]))
     state, rows = program.init(), []
     for step in range(24):
-        state, metrics = program.step(state, make_batch(99) if step == 20 else learnt(step))
+        state, metrics = program.step(state, broken() if step == 20 else learnt(step))
         rows.append([float(metrics[name]) for name in ("loss", "grad_norm", "clipped_share", "skipped_steps")])
     return program, state, rows
 
@@ -124,12 +128,12 @@ for a, b in zip(jax.tree.leaves(four_state), jax.tree.leaves(restored), strict=T
 for kind in ("agc", "adagc", "zclip"):
     own = ClipConfig(kind, agc_ratio=0.1, adagc_warmup=1, zclip_warmup=1)
     chain, results = clip(OptimConfig(clip=own)), []
-    for params, shardings in ((state.params, program.shardings.params), (four_state.params, four_program.shardings.params)):
-        params = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, state.params), shardings)
-        clipped = chain.init(params)
+    for shardings in (program.shardings.params, four_program.shardings.params):
+        params = jax.device_put(jax.tree.map(np.asarray, state.params), shardings)
+        clipped, update = chain.init(params), jax.jit(chain.update)
         for scale in (1.0, 1.1, 50.0):
-            grads = jax.tree.map(lambda p, s: jax.device_put(scale * np.cos(np.arange(p.size)).reshape(p.shape).astype(np.float32), s), params, shardings)
-            after, clipped = jax.jit(chain.update)(grads, clipped, params)
+            waves = jax.tree.map(lambda p: np.float32(scale * np.cos(np.arange(p.size)).reshape(p.shape)), params)
+            after, clipped = update(jax.device_put(waves, shardings), clipped, params)
         results.append(jax.tree.map(np.asarray, (after, collect(clipped))))
     for a, b in zip(*map(jax.tree.leaves, results)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -139,7 +143,8 @@ print("four devices agree with one")
 
 def test_norms_are_those_of_all_devices(tmp_path):
     here = Path(__file__).parent
-    script = SCRIPT.format(tests=str(here), lab=str(here.parent), folder=str(tmp_path / "checkpoints"))
+    path = [str(folder) for folder in (here, here.parent, here.parent.parent)]
+    script = SCRIPT.format(path=path, folder=str(tmp_path / "checkpoints"))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
     result = subprocess.run(
