@@ -108,8 +108,8 @@ assert jax.device_count() == 4
 def run(devices):
     program = make_program(GUARDED, make_mesh(devices=jax.devices()[:devices]))
     state, rows = program.init(), []
-    for step in range(24):
-        state, metrics = program.step(state, broken() if step == 20 else learnt(step))
+    for step in range(32):
+        state, metrics = program.step(state, broken() if step == 30 else learnt(step))
         rows.append([float(metrics[name]) for name in ("loss", "grad_norm", "clipped_share", "skipped_steps")])
     return program, state, rows
 
@@ -119,9 +119,9 @@ np.testing.assert_allclose(one, four, rtol=1e-3, atol=1e-4)
 assert four[-1][-1] == 1.0
 
 writer = Checkpoints(Path({folder!r}), keep_last=1)
-writer.save(four_state, 24, {{}})
+writer.save(four_state, 32, {{}})
 writer.close()
-restored = Checkpoints(Path({folder!r})).restore(program.abstract, program.shardings, 24)
+restored = Checkpoints(Path({folder!r})).restore(program.abstract, program.shardings, 32)
 for a, b in zip(jax.tree.leaves(four_state), jax.tree.leaves(restored), strict=True):
     np.testing.assert_array_equal(a, b)
 
