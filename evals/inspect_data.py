@@ -4,6 +4,7 @@ The numbers are those of `data/inspect.py`, the pictures those of `evals/figures
 config has changed, the page shows what `launch.py train --amend` would make of it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ from data.plan import Plan
 from data.shards import TokenShards
 from evals import draw
 from evals import figures_data as figures
+from evals.schedule import schedule_section
 from train import run as train_run
 from train.run import Run, open_plan
 
-VERSION = 2
+VERSION = 3
 FOLDER = "inspect-data"
 BARS, BANDS = 12, 6  # sources that a picture shows one by one
 EPOCHS = 4  # "up to 4 epochs of repeated data yield negligible changes to loss" (Muennighoff et al. 2023)
@@ -59,6 +61,7 @@ def inspect_data(run: Run, workdir: Path) -> Path:
     plan = open_plan(run, workdir, amend=True)
     change = change_of(plan, workdir / train_run.FOLDER)
     spec = {"version": VERSION, "seed": run.seed, "history": to_json(plan.history), "change": change}
+    spec["optim"] = dataclasses.asdict(run.optim)
     stage = Stage(workdir / FOLDER, {**spec, "documents": plan.corpus.generations}, stale="replace")
     path = stage.folder / "inspect-data.html"
     if stage.finished:
@@ -72,6 +75,8 @@ def inspect_data(run: Run, workdir: Path) -> Path:
     _notices(sheet.page, plan, parts, read, outcomes)
     sheet.page.tiles(_tiles(plan, parts, read, outcomes))
     _stages(sheet, parts)
+    sheet.page.section("Schedule")
+    schedule_section(sheet, run.optim, run.batches)
     _mixture(sheet, plan, parts)
     _order(sheet, plan, parts)
     _rows(sheet, parts, outcomes, counted)

@@ -3,6 +3,7 @@
 Everything is read from the stages of a workdir; what is missing is named with the verb that makes it.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 
 from core.config import parse
+from core.errors import UserError
 from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_difference, hash_file
 from core.page import Page, code, link, strong, tag
 from core.progress import count, say
@@ -25,10 +27,13 @@ from evals import draw, figures
 from evals.figures import column, quantity
 from evals.found import VERBS, Found, read
 from evals.planned import PLAN, Predict, planned_and_measured
+from evals.schedule import schedule_section
+from optim.config import OptimConfig
+from optim.schedule import Steps
 from train import goodput
 from train.run import HISTORY
 
-VERSION = 3
+VERSION = 4
 FOLDER = "report"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 XZ = "xz -9e"
@@ -80,6 +85,8 @@ def _page(found: Found, command: str | None, predict: Predict | None) -> Page:
     page = Page(found.name, *_lead(found), footer=footer)
     _state(page, found)
     page.tiles(_tiles(found))
+    page.section("Schedule")
+    _schedule(page, found)
     sections = [
         ("Loss", _loss, found.rows, "train"),
         ("Beside compressors", _compressors, found.result, "eval"),
@@ -154,7 +161,9 @@ def _state(page: Page, found: Found) -> None:
 
 def _differing(found: Found) -> str:
     """Keys that training recorded with another value than the config gives; defaults are recorded only."""
-    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "optim")}))
+    given = {part: found.config.get(part, {}) for part in ("model", "optim")}
+    optim = dataclasses.asdict(parse(OptimConfig, given["optim"], "optim"))  # groups of keys with their defaults
+    given = json.loads(json.dumps(given | {"optim": {key: optim[key] for key in given["optim"]}}))
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
     pairs = [pair for pair in pairs if pair[:2] != ("model", "kernels")]  # which may change within a run
     keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key) != value]
@@ -201,6 +210,21 @@ def _time(seconds: float) -> str:
     if hours:
         return f"{hours:,} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _schedule(page: Page, found: Found) -> None:
+    """By the config, before a run as after it."""
+    batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
+    steps = found.config.get("train", {}).get("steps", 0)
+    if not (steps or batch.stages):
+        page.text("The config does not say how long to train.")
+        return
+    optim = parse(OptimConfig, found.config.get("optim", {}), "optim")
+    batches = [Steps(stage.steps, stage.rows * stage.row_length) for stage in batch.plan(steps)]
+    try:
+        schedule_section(draw.Sheet(page), optim, batches)
+    except UserError as error:  # which training will refuse
+        page.notice(strong("This cannot be trained: "), str(error))
 
 
 def _loss(page: Page, found: Found) -> None:

@@ -7,9 +7,11 @@ import jax
 import optax
 
 from core.errors import UserError, suggest
+from optim.clip import clip
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
-from optim.schedule import warmup_stable_decay
+from optim.schedule import Steps, make_schedule
+from optim.skip import skip
 
 # What turns gradients into a direction, before weight decay and learning rate.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransformation]] = {
@@ -17,12 +19,14 @@ OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransform
 }
 
 
-def build(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """The chain, and its schedule for the metrics.
+def build(
+    config: OptimConfig, steps: int, batches: tuple[Steps, ...] = ()
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """The chain, and its schedule for the metrics; `batches` are the sizes of the run's, where they are known.
 
     `update(grads, state, params, loss=..., max_logit_LN=...)`: those that watch the step are given what it measured.
     """
-    schedule = warmup_stable_decay(config, steps)
+    schedule = make_schedule(config, steps, batches)
     found = groups(config)
     kinds = _kinds(config, found)
 
@@ -33,7 +37,7 @@ def build(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformation
     decays = {group.weight_decay for group in found.values()} - {0.0}
     multipliers = {group.multiplier for group in found.values()} - {1.0}
     chain = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip(config),
         optax.partition(
             {name: OPTIMIZERS[direction.optimizer](config, direction) for direction, name in kinds.items()},
             of_groups(lambda group: kinds[group.direction]),
@@ -43,8 +47,10 @@ def build(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformation
             for decay in sorted(decays)
         ],
         *[optax.masked(optax.scale(m), of_groups(lambda g, m=m: g.multiplier == m)) for m in sorted(multipliers)],
-        optax.scale_by_learning_rate(schedule),
     )
+    # The rate follows the steps of the run, also those skipped. Zeros put in behind it would keep XLA from adding
+    # rate x direction to a parameter in one rounding, and change every bit.
+    chain = optax.chain(skip(chain, config.skip), optax.scale_by_learning_rate(schedule))
     return optax.with_extra_args_support(chain), schedule
 
 

@@ -1,6 +1,8 @@
 """The config subtree of the optimiser."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from core.config import require
 
@@ -27,19 +29,87 @@ class GroupConfig:
 
 
 @dataclass(frozen=True)
+class ClipConfig:
+    """How gradients are kept in bounds before an optimiser sees them (`optim/clip.py`): `config.optim.clip`."""
+
+    # global_norm, and the warm-up of adagc, limit the norm of all gradients to optim.clip_norm; zclip does so too,
+    # beside its own limit.
+    kind: Literal["global_norm", "agc", "adagc", "zclip", "none"] = "global_norm"
+    agc_ratio: float = 0.01  # of a unit's gradient to its weights, at most
+    agc_floor: float = 1e-3  # norm that the weights of a unit count for at least
+    agc_exempt: tuple[str, ...] = ("head",)  # groups of parameters
+    adagc_ratio: float = 1.04  # of a tensor's gradient to its running mean, at most
+    adagc_decay: float = 0.99  # of that mean
+    adagc_warmup: int = 100  # steps
+    zclip_threshold: float = 2.5  # standard deviations above the mean
+    zclip_decay: float = 0.97  # of mean and variance
+    zclip_warmup: int = 25  # steps, whose norms give the first mean and variance
+
+    def __post_init__(self):
+        for name in ("agc_ratio", "agc_floor", "adagc_ratio", "zclip_threshold"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("adagc_decay", "zclip_decay"):
+            require(0 < getattr(self, name) < 1, f"{name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("adagc_warmup", "zclip_warmup"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True)
+class SkipConfig:
+    """Which updates are left out (`optim/skip.py`): `config.optim.skip`. Those that are not finite always are."""
+
+    spikes: bool = False  # also those whose loss or gradient norm stands out
+    sigmas: float = 6.0  # standard deviations above the mean of the window
+    window: int = 128  # steps; spikes are looked for once half of it is seen
+    nonfinite_limit: int = 10  # in a row, at which the run stops
+
+    def __post_init__(self):
+        require(self.sigmas > 0, f"sigmas={self.sigmas} must be positive")
+        require(self.window >= 4, f"window={self.window} must be 4 or more")
+        require(self.nonfinite_limit > 0, f"nonfinite_limit={self.nonfinite_limit} must be positive")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate goes from the plateau to its end (`optim/schedule.py`): `config.optim.schedule`."""
+
+    # cosine and linear go down from the end of the warm-up on, whatever optim.decay_fraction and `decay` say
+    kind: Literal["warmup_stable_decay", "cosine", "linear"] = "warmup_stable_decay"
+    decay: Literal["linear", "1-sqrt", "cosine", "exponential"] = "linear"
+    decay_steps: int = 0  # in place of optim.decay_fraction of the run
+    final: float = 0.0  # of optim.learning_rate, reached when the run ends
+    # Where batch.stages have steps of other sizes, the rate is multiplied by (tokens of a step / base_tokens) to this
+    # power: none is 0, sqrt 0.5, linear 1; a list has one for each stage.
+    batch: Literal["none", "sqrt", "linear"] | float | tuple[float, ...] = "none"
+    base_tokens: int = 0  # of the step that learning_rate is for; 0 is that of the first stage
+
+    def __post_init__(self):
+        require(self.decay_steps >= 0, f"decay_steps={self.decay_steps} must be 0 or more")
+        require(0 <= self.final <= 1, f"final={self.final} must lie in 0..1")
+        require(self.base_tokens >= 0, f"base_tokens={self.base_tokens} must be 0 or more")
+        shape = self.decay if self.kind == "warmup_stable_decay" else self.kind
+        require(shape != "exponential" or self.final > 0, "decay='exponential' never gets to final=0; 0.1 is usual")
+        given = self.batch if isinstance(self.batch, tuple) else ()
+        require(all(map(math.isfinite, given)), f"batch={self.batch} must be numbers")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and clipping: `config.optim`. Defaults are SmolLM3's AdamW."""
 
     optimizer: str = "adamw"  # of matrices inside layers, one of OPTIMIZERS in optim/build.py; all else is AdamW's
     learning_rate: float = 2e-4  # at the plateau
     warmup_steps: int = 2000
-    decay_fraction: float = 0.11  # of all steps, at the end, linearly to zero
+    decay_fraction: float = 0.11  # of all steps, at the end; how, says `schedule`
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1  # of the matrices inside layers; not of embedding and norms
     clip_norm: float = 1.0
     groups: dict[str, GroupConfig] = field(default_factory=dict)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    skip: SkipConfig = field(default_factory=SkipConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self):
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")

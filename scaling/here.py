@@ -22,7 +22,7 @@ def predict(run: Run, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
     if chip is None:
         return None
     mesh = abstract_mesh(MeshConfig(**trained_on["mesh"]), devices, slices)
-    optimizer, _ = build(run.optim, run.steps)
+    optimizer, _ = build(run.optim, run.steps, run.batches)
     there = Topology(kind, chip, slices, devices // slices)
     own = estimate(run, there, run.batch.plan(run.train.steps)[-1], state.abstract(run.model, optimizer), mesh)
     return {"seconds": own.seconds, "bytes": own.total}

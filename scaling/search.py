@@ -93,7 +93,7 @@ def _powers(most: int) -> list[int]:
 
 def rank(run: Run, topology: Topology, stage: Stage, ways: Iterable[Way]) -> list[Ranked]:
     """The quickest first; those of equal time by memory. What the rules of sharding refuse is left out."""
-    optimizer, _ = build(run.optim, run.steps)
+    optimizer, _ = build(run.optim, run.steps, run.batches)
     abstract, ranked = state.abstract(run.model, optimizer), []
     for way in ways:
         own = way.of(run)

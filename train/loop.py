@@ -87,7 +87,7 @@ def train(
         stage.reopen()
     plan, config = batches.plan, run.train
     record = {"history": data_history.to_json(plan.history)}
-    journal = Journal(folder, start, plan, goodput)
+    journal = Journal(folder, start, plan, goodput, run.optim.skip.nonfinite_limit)
     evaluate = make_evaluate() if make_evaluate is not None and config.eval_every else None
     done, unread = start, None  # metrics of a step are read when the next one is already running
 

@@ -14,6 +14,7 @@ from tensorboardX import SummaryWriter
 from core.errors import UserError
 from core.files import atomic_write
 from core.progress import Progress, count
+from data.pipeline import Batches
 from data.plan import Plan
 from train.goodput import Goodput
 
@@ -28,8 +29,9 @@ class Journal:
     With several processes only the first writes.
     """
 
-    def __init__(self, folder: Path, start: int, plan: Plan, goodput: Goodput):
+    def __init__(self, folder: Path, start: int, plan: Plan, goodput: Goodput, nonfinite_limit: int = 1):
         self.path, self.plan, self.goodput = folder / "metrics.jsonl", plan, goodput
+        self.nonfinite_limit = nonfinite_limit  # steps in a row at which the run ends
         self.writes = jax.process_index() == 0
         self.bar = Progress("train", plan.steps, start=start) if self.writes else None
         self.seconds = 0.0  # of training, over all restarts
@@ -49,14 +51,12 @@ class Journal:
     def log(self, step: int, metrics: Mapping[str, Any], *, write: bool = True) -> None:
         """A row for the update that made the state of `step`; reading the arrays waits for it.
 
-        Without `write` the numbers are only checked.
+        Without `write` the numbers are only checked. A value that is not finite has no place in JSON and is left out.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]):
-            raise Diverged(
-                f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
-                "start again in another --workdir"
-            )
+        in_a_row = int(values.get("nonfinite_in_a_row", not math.isfinite(values["loss"])))
+        if in_a_row >= self.nonfinite_limit:
+            raise Diverged(not_finite(self.plan, step - in_a_row + 1, self.nonfinite_limit))
         if not (write and self.writes):
             return
         now = time.monotonic()
@@ -64,10 +64,12 @@ class Journal:
         tokens = self.plan.tokens_before(step)
         rate = (tokens - self.plan.tokens_before(self.step)) / elapsed
         self.step, self.seconds = step, self.seconds + elapsed
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.write(
-            step, {**values, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row(), **device_memory()}
+            step, {**finite, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row(), **device_memory()}
         )
-        self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s")
+        skipped = f" · {int(values['skipped_steps']):,} skipped" if values.get("skipped_steps") else ""
+        self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s{skipped}")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row of numbers."""
@@ -93,6 +95,23 @@ class Journal:
         self.file.close()
         self.events.close()
         self.bar.finish(f"{self.step:,} of {self.bar.total:,} steps")
+
+
+NAMED = 5  # documents in a message
+
+
+def not_finite(plan: Plan, first: int, limit: int) -> str:
+    """Why a run ends: `limit` steps from `first` on had no finite loss or gradients. What was read, what to do."""
+    last, shards = first + limit - 1, plan.corpus.shards
+    pieces = [found.piece.document for found in Batches(plan).documents(first - 1)]
+    names = [shards.document_id(document) for document in dict.fromkeys(pieces)]
+    read = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    what = f"step {first:,} were" if limit == 1 else f"steps {first:,} to {last:,} were"
+    return (
+        f"the loss or the gradients of {what} not finite (optim.skip.nonfinite_limit={limit}), and changed nothing; "
+        f"step {first:,} read {read} (`launch.py explain --step={first}` shows more): leave them out with `launch.py "
+        f"train --skip={first}:{last}`, or lower optim.learning_rate or optim.clip_norm in another --workdir"
+    )
 
 
 def device_memory() -> dict[str, int]:

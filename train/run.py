@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from objectives import next_token
 from optim.build import build
 from optim.config import OptimConfig
+from optim.schedule import Steps
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
 from train.config import MeshConfig, StartConfig, TrainConfig
@@ -54,6 +55,12 @@ class Run:
         return sum(stage.steps for stage in self.batch.plan(self.train.steps))
 
     @property
+    def batches(self) -> tuple[Steps, ...]:
+        """The steps of every stage and what each of them reads, for the learning rate."""
+        stages = self.batch.plan(self.train.steps)
+        return tuple(Steps(stage.steps, stage.rows * stage.row_length) for stage in stages)
+
+    @property
     def row_length(self) -> int:
         """The window that the model ends with: the row length of the last stage."""
         return self.batch.plan(self.train.steps)[-1].row_length
@@ -72,7 +79,7 @@ class Program(NamedTuple):
 def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
     _require_split(run, mesh)
-    optimizer, schedule = build(run.optim, run.steps)
+    optimizer, schedule = build(run.optim, run.steps, run.batches)
     abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
@@ -86,7 +93,7 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
 
 def _layout(run: Run, mesh: jax.sharding.Mesh, config: MeshConfig) -> tuple[state.TrainState, state.TrainState]:
     """Shapes of the state, and where its arrays live."""
-    abstract = state.abstract(run.model, build(run.optim, run.steps)[0])
+    abstract = state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
     return abstract, sharding.state_shardings(abstract, mesh, config)
 
 

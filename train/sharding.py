@@ -39,6 +39,7 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    Rule(r"/mean_norms/"),  # a number a layer
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
     Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),
@@ -50,7 +51,7 @@ RULES = (
     Rule(r"layers/feed_forward/(gate|up)_bias$", "LF", "F"),
     Rule(r"(output|down)_bias$"),  # of the width of the residual stream, as norms: whole on every device
     Rule(r"_norm/(scale|bias)$"),
-    Rule(r"(^|/)(step|count|values/\w+)$"),
+    Rule(r"(^|/)(step|count|mean|variance|(values|window)/\w+)$"),
 )
 
 

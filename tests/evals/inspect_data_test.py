@@ -102,7 +102,8 @@ def test_the_verb_makes_a_page_of_its_own(made):
     assert early.returncode == 2
     assert "run `launch.py curate`" in early.stderr.splitlines()[-1]
     text = (folder / "inspect-data.html").read_text()
-    pictures = {"mixture", "autocorrelation-1", "padding", "cut", "headless", "epochs", "lengths", "bytes-per-token"}
+    pictures = {"schedule", "mixture", "autocorrelation-1", "padding", "cut", "headless", "epochs", "lengths"}
+    pictures |= {"bytes-per-token"}
     assert {path.stem for path in folder.glob("*.png")} == pictures
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
     assert not re.search(r"https?:|<script|\bsrc=", text)

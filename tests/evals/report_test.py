@@ -1,5 +1,6 @@
 """The report: whatever is missing is named, whatever is hostile stays text, whatever is unchanged is kept."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from core.config import parse
 from core.files import fingerprint
 from core.page import printable
 from data.config import BatchConfig
@@ -36,6 +38,7 @@ CONFIG = {
     "seed": 0,
     "model": dict(MODEL),
     "batch": {"rows": 4, "row_length": 32},
+    "optim": {"warmup_steps": 5},
     "train": {"steps": 60},
     "data": {"path": None},
 }
@@ -94,7 +97,7 @@ def make_workdir(folder):
     stage(folder, "tokenizer", {}, {"vocab_size": 64})
     splits = {split: {**totals[split], "tokens": 3000, "shards": [shard(split)]} for split in totals}
     stage(folder, "tokens", {}, {**splits, "vocab_size": 64, "not_lossless": 1})
-    spec = {"model": MODEL, "optim": {"clip_norm": 1.0}}
+    spec = {"model": MODEL, "optim": {"clip_norm": 1.0, "warmup_steps": 5}}
     stage(folder, "train", spec, {"step": 60})
     write(folder / "train" / "history.json", history(60))
     (folder / "train" / "metrics.jsonl").write_text(metrics(60))
@@ -352,3 +355,35 @@ def lab_run(mesh):
     return Run(
         model, BatchConfig(rows=8, row_length=64), OptimConfig(warmup_steps=1), TrainConfig(steps=10), 0, mesh=mesh
     )
+
+
+def test_the_schedule_is_drawn_before_anything_is_trained(tmp_path):
+    """Of every stage and group; one that training will refuse is told, not drawn."""
+    own = {
+        "learning_rate": 0.01,
+        "warmup_steps": 10,
+        "groups": {"embedding": {"multiplier": 0.3}},
+        "schedule": {"decay": "1-sqrt", "final": 0.1, "batch": "sqrt"},
+    }
+    stages = [{"tokens": 4 * 32 * 40}, {"tokens": 16 * 32 * 20, "rows": 16}]
+    config = {**CONFIG, "train": {"steps": 0}, "optim": own, "batch": {**CONFIG["batch"], "stages": stages}}
+    (tmp_path / "run").mkdir()
+    text = page(tmp_path / "run", config)
+    assert "Learning rate over 60 steps, at most 0.02; embedding x 0.3" in text
+    assert (
+        "10 steps of warm-up, 1-sqrt decay to 0.1 of the rate; the rate follows the tokens of a step (sqrt)" in text
+    )
+    row = ['<td class="number">2</td>', '<td class="number">41</td>', '<td class="number">60</td>']
+    assert "".join(row[1:]) + '<td class="number">512</td>' in text
+    text = page(tmp_path / "run", {**config, "optim": {**own, "warmup_steps": 59}})
+    assert "warmup_steps=59 and a decay over the last 7 do not fit into train.steps=60" in text
+
+
+def test_a_group_that_was_trained_so_is_no_difference(workdir):
+    """What the config leaves out of a group of keys has its default."""
+    asked = {"schedule": {"final": 0.1}, "groups": {"norm": {"multiplier": 0.5}}}
+    path = workdir / "train" / "manifest.json"
+    spec = {"model": MODEL, "optim": json.loads(json.dumps(dataclasses.asdict(parse(OptimConfig, asked, "optim"))))}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "spec": spec}))
+    assert "they differ in" not in page(workdir, {**CONFIG, "optim": asked})
+    assert "they differ in <code>optim.schedule" in page(workdir, {**CONFIG, "optim": {"schedule": {"final": 0.2}}})

@@ -2,10 +2,15 @@ import json
 import time
 import types
 
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from core.errors import UserError
+from data.config import BatchConfig
+from data.pipeline import Batches
+from data.shards import TokenDocument, TokenShards, write_shard
+from lab import make_plan
 from train.goodput import Goodput, read
 from train.metrics import Journal, read_metrics
 
@@ -33,10 +38,23 @@ def test_rows_after_the_checkpoint_are_removed_on_resume(tmp_path):
     assert rows[2]["seconds"] >= rows[1]["seconds"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"the loss is nan at step 10; lower optim.learning_rate"):
-        journal(tmp_path).log(10, {"loss": float("nan")})
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
+def test_what_is_not_finite_is_left_out_and_ends_the_run_after_so_many_in_a_row(tmp_path):
+    documents = [TokenDocument(f"page-{number}", "web", [1] * 40, 40) for number in range(9)]
+    shards = TokenShards(tmp_path, [write_shard(tmp_path / "t.array_record", documents, np.dtype("<u2"))], "<u2")
+    plan = make_plan(shards, BatchConfig(rows=4, row_length=40), steps=100)
+    book = Journal(tmp_path, 0, plan, Goodput(), nonfinite_limit=3)
+    book.log(10, {"loss": float("nan"), "nonfinite_in_a_row": 2, "skipped_steps": 2})
+    book.log(20, {"loss": 1.5, "nonfinite_in_a_row": 0, "skipped_steps": 3})
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert "loss" not in first
+    assert (first["nonfinite_in_a_row"], second["loss"]) == (2, 1.5)
+    with pytest.raises(UserError) as refusal:
+        book.log(30, {"loss": 1.5, "nonfinite_in_a_row": 8})  # five steps after the third, which none were taken in
+    message = str(refusal.value)
+    assert "the loss or the gradients of steps 23 to 25 were not finite" in message
+    names = [shards.document_id(found.piece.document) for found in Batches(plan).documents(22)]
+    assert f"step 23 read {', '.join(dict.fromkeys(names))} (`launch.py explain --step=23`" in message
+    assert "train --skip=23:25" in message
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):

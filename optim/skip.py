@@ -1,0 +1,89 @@
+"""Updates that are left out: those that are not finite always, those that stand out where the config asks.
+
+A step whose loss or gradient norm lies more than 6 standard deviations above the mean of the last 128 steps is taken
+for a spike (OLMo 2, arXiv:2501.00656; OLMo-core `optim/skip_step_optimizer.py`). Its rule is kept: the mean is of
+the steps before this one, the deviation that of a sample (n - 1), only what lies above counts, it begins when this
+step is the 64th, and a spike enters the window as any step does, so that a lasting change is followed.
+
+Nothing of a skipped step stays: the new state of the chain is selected leaf by leaf, new or old. OLMo multiplies with
+0 or 1 inside AdamW, which needs a formula for each optimiser, and 0 x NaN is NaN. A branch (`lax.cond`) would save an
+update's arithmetic a few times in a run, and always keep XLA from fusing it with what is around it. No number goes to
+the host.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim.config import SkipConfig
+from optim.metrics import Metrics
+
+
+class SkipState(NamedTuple):
+    """The chain's state, and what decides the next step. W is the window's length."""
+
+    inner: Any
+    count: jax.Array  # int32: finite steps seen, whose values the window holds, or the last W of them
+    window: dict[str, jax.Array]  # float32[W] of `loss` and `grad_norm`, a ring; empty where spikes are not skipped
+    metrics: Metrics
+
+
+def skip(inner: optax.GradientTransformation, config: SkipConfig) -> optax.GradientTransformationExtraArgs:
+    """The chain with updates of 0, and its state as it was, in steps that are skipped.
+
+    `update(grads, state, params, loss=...)`; without a loss only the gradients are watched. Metrics: `skipped_steps`,
+    all so far; `nonfinite_in_a_row`, up to this step. Once those are `nonfinite_limit`, all that follows is skipped
+    too: whoever reads the metrics, however seldom, finds the parameters from before.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> SkipState:
+        zero = jnp.zeros((), jnp.int32)
+        window = {name: jnp.zeros(config.window) for name in ("loss", "grad_norm") if config.spikes}
+        metrics = Metrics({"skipped_steps": zero, "nonfinite_in_a_row": zero})
+        return SkipState(inner.init(params), zero, window, metrics)
+
+    def update(grads: Any, state: SkipState, params: Any = None, *, loss: Any = 0.0, **extra: Any) -> tuple:
+        before = state.metrics.values
+        latest = {"loss": jnp.float32(loss), "grad_norm": optax.tree.norm(grads).astype(jnp.float32)}
+        finite = jnp.isfinite(latest["loss"]) & jnp.isfinite(latest["grad_norm"])
+        stopped = before["nonfinite_in_a_row"] >= config.nonfinite_limit
+        in_a_row = jnp.where(finite & ~stopped, 0, before["nonfinite_in_a_row"] + 1)
+        take = (in_a_row == 0) & ~is_spike(latest, state.window, state.count, config.sigmas)
+
+        updates, after = inner.update(grads, state.inner, params, loss=loss, **extra)
+        updates = jax.tree.map(lambda u: jnp.where(take, u, jnp.zeros_like(u)), updates)
+        kept = jax.tree.map(
+            lambda new, old: new if isinstance(new, Metrics) else jnp.where(take, new, old),
+            after,
+            state.inner,
+            is_leaf=lambda node: isinstance(node, Metrics),  # which tell what this step was like
+        )
+        window = {name: _push(values_W, latest[name], state.count, finite) for name, values_W in state.window.items()}
+        metrics = {"skipped_steps": before["skipped_steps"] + ~take, "nonfinite_in_a_row": in_a_row}
+        return updates, SkipState(kept, state.count + finite, window, Metrics(metrics))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_spike(
+    latest: dict[str, jax.Array], window: dict[str, jax.Array], count: jax.Array, sigmas: float
+) -> jax.Array:
+    """Whether any of the latest values lies so many standard deviations above the mean of its window."""
+    found = jnp.zeros((), bool)
+    for name, values_W in window.items():
+        size = values_W.size
+        seen_W = jnp.arange(size) < count
+        number = jnp.minimum(count, size)
+        mean = jnp.sum(jnp.where(seen_W, values_W, 0)) / jnp.maximum(number, 1)
+        squares = jnp.sum(jnp.where(seen_W, jnp.square(values_W - mean), 0))
+        deviation = jnp.sqrt(squares / jnp.maximum(number - 1, 1))
+        found |= (latest[name] - mean > sigmas * deviation) & (count + 1 >= max(2, size // 2))
+    return found
+
+
+def _push(values_W: jax.Array, value: jax.Array, count: jax.Array, finite: jax.Array) -> jax.Array:
+    """The ring with one more value; one that is not finite would make every later mean so, and stays out."""
+    return jnp.where((jnp.arange(values_W.size) == count % values_W.size) & finite, value, values_W)
