@@ -39,6 +39,8 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    # What SOAP and Shampoo keep of stacks of matrices R x C (optim/kronecker.py): a device whole matrices, else rows.
+    Rule(r"(^|/)matrices/\w+/layers/[\w/]+$", "LRC", "LR", "LRC"),
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
     Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),
