@@ -10,12 +10,14 @@ from core.errors import UserError, suggest
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
 from optim.schedule import warmup_stable_decay
+from optim.shampoo import shampoo
 from optim.soap import soap
 
 # What turns gradients into a direction, before weight decay and learning rate.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransformation]] = {
     "adamw": lambda _, own: optax.scale_by_adam(own.b1, own.b2, own.epsilon),
     "soap": lambda config, own: soap(config.soap, own),
+    "shampoo": lambda config, own: shampoo(config.shampoo, own),
 }
 
 

@@ -61,13 +61,12 @@ def sides_of(I: int, O: int, max_dimension: int, one_sided: bool) -> Sides:  # n
 
 def by_matrix(
     begin: Callable[[int, int, int], Any],
-    step: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
-    refresh: Callable[[jax.Array, list[Any]], list[Any]],
+    step: Callable[[jax.Array, list[jax.Array], list[Any]], tuple[list[jax.Array], list[Any]]],
 ) -> optax.GradientTransformation:
-    """A transformation from what it does with the stack of one parameter, and with the statistics of all.
+    """A transformation from what it does with the stacks of all parameters.
 
-    `begin(L, I, O)` gives the arrays of a parameter's state, a NamedTuple; `step(count, g_LIO, arrays)` a direction
-    and the arrays after it; `refresh(count, [arrays, ...])` at last those of all parameters.
+    `begin(L, I, O)` gives the arrays of a parameter's state, a NamedTuple; `step(count, [g_LIO, ...], [arrays, ...])`
+    directions and the arrays after it.
     """
 
     def init(params: Any) -> MatricesState:
@@ -81,15 +80,15 @@ def by_matrix(
     def update(updates: Any, state: MatricesState, params: Any = None) -> tuple[Any, MatricesState]:
         del params
         leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
-        directions, found = [], []
-        for (path, g), own in zip(leaves, zip(*(tree.flatten_up_to(of) for of in state.matrices))):
-            layout = layout_of(path_name(path), g.shape)
-            g_LIO = share(to_matrices(g.astype(jnp.float32), layout))
-            direction_LIO, after = step(state.count, g_LIO, type(state.matrices)(*own))
-            directions.append(from_matrices(give_back(direction_LIO), layout, g.shape))
-            found.append(after)
-        matrices = _trees(tree, refresh(state.count, found))
-        return tree.unflatten(directions), MatricesState(optax.safe_increment(state.count), matrices)
+        layouts = [layout_of(path_name(path), g.shape) for path, g in leaves]
+        gradients = [share(to_matrices(g.astype(jnp.float32), at)) for (_, g), at in zip(leaves, layouts)]
+        kind = type(state.matrices)
+        arrays = [kind(*own) for own in zip(*(tree.flatten_up_to(of) for of in state.matrices))]
+        directions, arrays = step(state.count, gradients, arrays)
+        directions = [
+            from_matrices(give_back(x_LIO), at, g.shape) for x_LIO, at, (_, g) in zip(directions, layouts, leaves)
+        ]
+        return tree.unflatten(directions), MatricesState(optax.safe_increment(state.count), _trees(tree, arrays))
 
     return optax.GradientTransformation(init, update)
 

@@ -41,24 +41,27 @@ def soap(config: SoapConfig, own: Direction) -> optax.GradientTransformation:
         moment = jnp.zeros((L, I, O), jnp.float32)
         return SoapMatrices(moment, moment, *zeros, *zeros)
 
-    def step(count: jax.Array, g_LIO: jax.Array, own_state: SoapMatrices) -> tuple[jax.Array, SoapMatrices]:
-        mu_LIO, nu_LIO, left, right, *bases = own_state
-        bases, first = Sides(*bases), count == 0
-        rotated_LIO = rotate(jnp.where(first, 0, g_LIO), bases)
-        mu_LIO = own.b1 * mu_LIO + (1 - own.b1) * rotated_LIO
-        nu_LIO = own.b2 * nu_LIO + (1 - own.b2) * jnp.square(rotated_LIO)
+    def one(count: jax.Array, g_LIO: jax.Array, of: SoapMatrices) -> tuple[jax.Array, SoapMatrices]:
+        """A step in the basis that there is."""
+        bases = Sides(of.left_basis, of.right_basis)
+        rotated_LIO = rotate(jnp.where(count == 0, 0, g_LIO), bases)
+        mu_LIO = own.b1 * of.mu + (1 - own.b1) * rotated_LIO
+        nu_LIO = own.b2 * of.nu + (1 - own.b2) * jnp.square(rotated_LIO)
         direction_LIO = multiply(adam(mu_LIO, nu_LIO, jnp.maximum(count, 1), own), bases)
         if config.normalize:
             rms_L11 = jnp.sqrt(jnp.mean(jnp.square(direction_LIO), (1, 2), keepdims=True))
             direction_LIO = direction_LIO / jnp.maximum(rms_L11, 1e-30)
-        sides = averaged(Sides(left, right), g_LIO, decay)
+        sides = averaged(Sides(of.left, of.right), g_LIO, decay)
         return direction_LIO, SoapMatrices(mu_LIO, nu_LIO, *sides, *bases)
 
-    def refresh(count: jax.Array, found: list[SoapMatrices]) -> list[SoapMatrices]:
+    def step(
+        count: jax.Array, gradients: list[jax.Array], matrices: list[SoapMatrices]
+    ) -> tuple[list[jax.Array], list[SoapMatrices]]:
+        directions, matrices = zip(*(one(count, g_LIO, of) for g_LIO, of in zip(gradients, matrices)))
         which = jnp.where(count == 0, 0, jnp.where(count % config.interval == 0, 1, 2))
-        return jax.lax.switch(which, (begun, followed, lambda same: same), found)
+        return list(directions), jax.lax.switch(which, (begun, followed, lambda same: same), list(matrices))
 
-    return by_matrix(begin, step, refresh)
+    return by_matrix(begin, step)
 
 
 def adam(mu: jax.Array, nu: jax.Array, count: jax.Array, own: Direction) -> jax.Array:

@@ -18,7 +18,7 @@ import pytest
 from model import transformer
 from model.config import ModelConfig
 from optim.build import OPTIMIZERS, build
-from optim.config import OptimConfig, SoapConfig
+from optim.config import OptimConfig, ShampooConfig, SoapConfig
 from optim.groups import path_name
 from train.checkpoint import Checkpoints
 from train.config import MeshConfig
@@ -33,7 +33,10 @@ EVERYTHING = dataclasses.replace(
 STEPS = 4
 
 # What makes an optimiser show within STEPS all that it does, and how far sums in another order may take it.
-SETTINGS: dict[str, dict[str, Any]] = {"soap": {"soap": SoapConfig(interval=2)}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "soap": {"soap": SoapConfig(interval=2)},
+    "shampoo": {"shampoo": ShampooConfig(interval=2)},
+}
 TOLERANCES: dict[str, float] = {}
 
 
