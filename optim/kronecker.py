@@ -154,7 +154,10 @@ def _lay_out(x_LIO: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _one_by_one(compute: Callable[..., Any], *stacks: jax.Array) -> Any:
-    """LAPACK's threads for a stack are those that run CPU devices, which then wait for themselves (jaxlib 0.10.2)."""
+    """LAPACK waits in a thread of XLA for others to take parts of a stack, and may wait for itself (jaxlib 0.10.2).
+
+    So it does where two stacks, programs or CPU devices are at it at once and hold all threads.
+    """
     return jax.lax.map(lambda of: [out[0] for out in compute(*(a[None] for a in of))], stacks)
 
 
@@ -167,7 +170,7 @@ def over_sides(compute: Callable[..., Any], *arguments: list[Sides]) -> list[Sid
     sides = list(zip(*map(jax.tree.leaves, arguments)))
     axes = free_axes()
     devices, found = math.prod(axes.values()), [None] * len(sides)
-    if devices > 1 and target().platform == "cpu":
+    if target().platform == "cpu":
         compute = functools.partial(_one_by_one, compute)
     for S in sorted({side[0].shape[1] for side in sides}):
         alike = [i for i, side in enumerate(sides) if side[0].shape[1] == S]

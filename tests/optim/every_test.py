@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from cross_entropy_lab import QUICKLY, quickly_compiled
 from model import transformer
 from model.config import ModelConfig
 from optim.build import OPTIMIZERS, build
@@ -75,7 +76,7 @@ def case(name: str) -> Case:
         traces.append(jax.tree.leaves(params)[0].shape)
         return step_of(chain)(params, state, grads)
 
-    return Case(chain, start(), jax.jit(chain.init), jax.jit(step), traces)
+    return Case(chain, start(), quickly_compiled(chain.init), quickly_compiled(step), traces)
 
 
 @functools.cache
@@ -213,7 +214,7 @@ def test_least_squares_decrease(name):
         value, grads = jax.value_and_grad(loss)(carry[0])
         return step_of(chain)(*carry, grads)[:2], value
 
-    _, losses = jax.jit(lambda p: jax.lax.scan(step, (p, chain.init(p)), None, 100))(zeros)
+    _, losses = quickly_compiled(lambda p: jax.lax.scan(step, (p, chain.init(p)), None, 100))(zeros)
     quarters = np.asarray(losses).reshape(4, -1).mean(1)
     assert (np.diff(quarters) < 0).all(), quarters
     assert losses[-1] < 0.2 * losses[0], losses[::10]
@@ -258,9 +259,12 @@ def compare_devices() -> None:
 @pytest.fixture(scope="module")
 def sharded() -> str:
     """What a process with four devices says of all optimisers."""
-    here = str(Path(__file__).parent)
-    command = f"import sys; sys.path.insert(0, {here!r}); import every_test; every_test.compare_devices()"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    here = Path(__file__).parent
+    folders = [str(here), str(here.parent)]
+    command = f"import sys; sys.path[:0] = {folders}; import every_test; every_test.compare_devices()"
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
+    flags = " ".join(["--xla_force_host_platform_device_count=4", *flags])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
