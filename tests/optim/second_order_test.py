@@ -11,6 +11,7 @@ from core.config import parse
 from core.errors import UserError
 from optim.config import OptimConfig, ShampooConfig, SoapConfig
 from optim.groups import Direction
+from optim.kronecker import cost
 from optim.shampoo import ROOTS, shampoo
 from optim.soap import soap
 
@@ -188,6 +189,15 @@ def test_inverse_roots(root, power):
 def test_settings_that_cannot_be_are_refused(tree, message):
     with pytest.raises(UserError, match=message):
         parse(OptimConfig, tree, "optim")
+
+
+@pytest.mark.parametrize("config", [SoapConfig(), SoapConfig(one_sided=True), SoapConfig(max_dimension=8)])
+def test_the_state_is_as_large_as_it_is_said_to_be(config):
+    up = {"layers": {"feed_forward": {"up": jax.ShapeDtypeStruct((3, 6, 10), jnp.float32)}}}
+    matrices = jax.eval_shape(soap(config, OWN).init, up).matrices
+    said = cost(3, 6, 10, config.max_dimension, config.one_sided, config.interval)
+    assert sum(4 * leaf.size for leaf in jax.tree.leaves(matrices)) == said.state_bytes
+    assert said.flops > 0
 
 
 def test_vectors_are_refused():
