@@ -11,11 +11,15 @@ from optim.clip import clip
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
 from optim.schedule import Steps, make_schedule
+from optim.shampoo import shampoo
 from optim.skip import skip
+from optim.soap import soap
 
 # What turns gradients into a direction, before weight decay and learning rate.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransformation]] = {
     "adamw": lambda _, own: optax.scale_by_adam(own.b1, own.b2, own.epsilon),
+    "soap": lambda config, own: soap(config.soap, own),
+    "shampoo": lambda config, own: shampoo(config.shampoo, own),
 }
 
 

@@ -94,6 +94,43 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SoapConfig:
+    """SOAP (`optim/soap.py`): `config.optim.soap`. The paper's runs have b1 = b2 = 0.95."""
+
+    interval: int = 10  # steps from one basis to the next
+    max_dimension: int = 10_000  # a larger side of a matrix is not rotated
+    one_sided: bool = False  # only the smaller side is
+    statistics_decay: float | None = None  # of G G^T and G^T G; None is b2
+    normalize: bool = False  # every matrix's direction to RMS 1; for long intervals
+
+    def __post_init__(self):
+        require(self.interval >= 1, f"interval={self.interval} must be 1 or more")
+        require(self.max_dimension >= 0, f"max_dimension={self.max_dimension} must be 0 or more")
+        decay = self.statistics_decay
+        require(decay is None or 0 <= decay < 1, f"statistics_decay={decay} must lie in 0..1, 1 excluded")
+
+
+@dataclass(frozen=True)
+class ShampooConfig:
+    """Shampoo (`optim/shampoo.py`): `config.optim.shampoo`."""
+
+    interval: int = 10  # steps from one inverse root to the next
+    max_dimension: int = 10_000  # a larger side of a matrix is left as it is
+    one_sided: bool = False  # only the smaller side is multiplied
+    statistics_decay: float | None = None  # of G G^T and G^T G; None is b2, 1 sums them as in the paper
+    ridge: float = 1e-6  # added to the eigenvalues, in parts of the largest
+    root: Literal["eigh", "newton"] = "eigh"  # newton needs products alone
+    graft: Literal["adam", "rmsprop", "none"] = "adam"  # whose norm each matrix's direction gets
+
+    def __post_init__(self):
+        require(self.interval >= 1, f"interval={self.interval} must be 1 or more")
+        require(self.max_dimension >= 0, f"max_dimension={self.max_dimension} must be 0 or more")
+        decay = self.statistics_decay
+        require(decay is None or 0 <= decay <= 1, f"statistics_decay={decay} must lie in 0..1")
+        require(self.ridge > 0, f"ridge={self.ridge} must be positive")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and clipping: `config.optim`. Defaults are SmolLM3's AdamW."""
 
@@ -110,6 +147,8 @@ class OptimConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    soap: SoapConfig = SoapConfig()
+    shampoo: ShampooConfig = ShampooConfig()
 
     def __post_init__(self):
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")

@@ -40,6 +40,8 @@ class Rule(NamedTuple):
 
 RULES = (
     Rule(r"/mean_norms/"),  # a number a layer
+    # What SOAP and Shampoo keep of stacks of matrices R x C (optim/kronecker.py): a device whole matrices, else rows.
+    Rule(r"(^|/)matrices/\w+/layers/[\w/]+$", "LRC", "LR", "LRC"),
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
     Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),
