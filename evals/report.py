@@ -21,7 +21,7 @@ from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_differe
 from core.page import Page, code, link, strong, tag
 from core.progress import count, say
 from data.config import BatchConfig
-from evals import draw, figures
+from evals import draw, figures, figures_logits
 from evals.figures import column, quantity
 from evals.found import VERBS, Found, read
 from evals.planned import PLAN, Predict, planned_and_measured
@@ -259,6 +259,10 @@ def _dynamics(page: Page, found: Found) -> None:
         ("speed", "Tokens per second by step", figures.tokens_per_second(found.rows)),
     ]
     page.figures((draw.svg(figure, name, alt), "") for name, alt, figure in drawn)
+    if figures_logits.kept(found.rows):
+        threshold = found.trained["optim"].get("qk_clip", {}).get("threshold", 0.0)
+        make = functools.partial(figures_logits.max_logits, found.rows, threshold)
+        draw.Sheet(page).figure("heads", make, "Largest attention logit of every head")
 
 
 def _goodput(page: Page, found: Found) -> None:

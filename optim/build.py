@@ -7,8 +7,10 @@ import jax
 import optax
 
 from core.errors import UserError, suggest
+from optim.adaptive import adapt
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
+from optim.qk_clip import qk_clip, watch_logits
 from optim.schedule import warmup_stable_decay
 
 # What turns gradients into a direction, before weight decay and learning rate.
@@ -44,8 +46,16 @@ def build(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformation
         ],
         *[optax.masked(optax.scale(m), of_groups(lambda g, m=m: g.multiplier == m)) for m in sorted(multipliers)],
         optax.scale_by_learning_rate(schedule),
+        *_logit_control(config),  # last, for it acts on what the parameters become
     )
     return optax.with_extra_args_support(chain), schedule
+
+
+def _logit_control(config: OptimConfig) -> list[optax.GradientTransformation]:
+    """What watches the attention logits, where the config asks for it."""
+    if config.adaptive.rate != "off" or config.adaptive.slack:
+        return [adapt(config.adaptive, config.qk_clip), watch_logits()]
+    return [qk_clip(config.qk_clip), watch_logits()] if config.qk_clip.threshold else []
 
 
 def _kinds(config: OptimConfig, found: dict[str, Group]) -> dict[Direction, str]:

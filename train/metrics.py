@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from core.errors import UserError
@@ -47,7 +48,7 @@ class Journal:
 
         Without `write` the numbers are only checked.
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: _plain(value) for name, value in metrics.items()}
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"the loss is {values['loss']} at step {step:,}; lower optim.learning_rate or optim.clip_norm and "
@@ -65,15 +66,16 @@ class Journal:
         )
         self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of numbers."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of numbers, or of lists of them, which TensorBoard is not given."""
         if not self.writes:
             return
         row = {"step": step, **values, "seconds": round(self.seconds, 3)}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+            if not isinstance(value, list):
+                self.events.add_scalar(name, value, step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,6 +91,13 @@ class Journal:
         self.file.close()
         self.events.close()
         self.bar.finish(f"{self.step:,} of {self.bar.total:,} steps")
+
+
+def _plain(value: Any) -> Any:
+    """A number, or an array as nested lists of 4 significant digits."""
+    if not np.ndim(value):
+        return float(value)
+    return [_plain(part) if np.ndim(part) else float(f"{part:.4g}") for part in np.asarray(value)]
 
 
 def device_memory() -> dict[str, int]:
