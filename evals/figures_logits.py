@@ -55,7 +55,7 @@ def _of_heads(axes: Axes, logits_LN: np.ndarray, threshold: float, step: int) ->
     for shade in range(1, SHADES + 1):
         cells = [Path.unit_rectangle().deepcopy() for _ in range((shades_LN == shade).sum())]
         for cell, (layer, head) in zip(cells, np.argwhere(shades_LN == shade)):
-            cell.vertices = cell.vertices + (head + 0.5, layer + 0.5)  # numbered from 1, as in messages
+            cell.vertices += head + 0.5, layer + 0.5  # numbered from 1
         if cells:
             path = Path.make_compound_path(*cells)
             axes.add_patch(PathPatch(path, facecolor=draw.LIGHT["blue"], alpha=shade / SHADES, linewidth=0))

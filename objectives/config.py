@@ -10,8 +10,8 @@ from core.config import require
 class ObjectiveConfig:
     """What is minimised: `config.objective`. The default is the cross-entropy of the next token alone."""
 
-    # Of a token's squared log-sum-exp, added to its cross-entropy, so that output logits do not drift: PaLM's is 1e-4,
-    # OLMo 2's 1e-5.
+    # Times a token's squared log-sum-exp, added to its cross-entropy so that output logits do not drift: PaLM's is
+    # 1e-4, OLMo 2's 1e-5.
     z_loss: float = 0.0
 
     def __post_init__(self):

@@ -4,11 +4,11 @@ With S_LN the largest logits of a step, Holt's linear smoothing (1957) gives eac
 
     l <- a S + (1 - a) (l + b)    b <- a (l - l_before) + (1 - a) b    forecast f = max(l, l + horizon * b)
 
-so a head comes near the limit by being large or by growing fast. As the forecast goes from start * limit to the limit,
-the learning rate goes from the schedule's to least_rate of it along half a cosine, and stays within those two: of the
-head's query (of its key, where several share it, the least of theirs), or, with rate="all", of everything, by the head
-with the least. With slack, QK-Clip's threshold of a head is slack * l of the step before, between least_threshold and
-qk_clip.threshold: a jump above what the head is used to is clipped long before the threshold for all.
+so a head comes near the limit by being large or by growing fast. As the forecast goes from start * limit to the
+limit, the learning rate goes from the schedule's to least_rate of it along half a cosine, and stays within those two:
+of the head's query (of its key, where several share it, the least of theirs) or, with rate="all", of everything, by
+the head with the least. With slack, QK-Clip's threshold of a head is slack * l of the step before, between
+least_threshold and qk_clip.threshold: a jump above what the head is used to is clipped long before all others are.
 
 What is not finite leaves level and trend as they were. L layers, N query heads, K key heads.
 """

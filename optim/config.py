@@ -97,7 +97,7 @@ class OptimConfig:
         own = self.qk_clip, self.adaptive
         require(
             own[1].slack == 0 or own[0].threshold >= own[1].least_threshold,
-            f"adaptive: slack={own[1].slack} moves the threshold between least_threshold={own[1].least_threshold} and "
+            f"adaptive: slack={own[1].slack} moves the threshold from least_threshold={own[1].least_threshold} up to "
             f"qk_clip.threshold={own[0].threshold}, which must be at least that",
         )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")

@@ -1,9 +1,9 @@
 """QK-Clip: query and key heads scaled back after a step in which an attention logit was too large.
 
-A logit is scale * q . k with q and k linear in their projections, so a head whose largest logit is S is brought back to
-the threshold t by multiplying its query (and key) by factors whose product is t / S, biases included (Kimi K2 report,
-section 2.1, there with Muon and called MuonClip). S is that of the forward pass of the step itself, over the whole
-batch, before a soft cap; the factors fall on the parameters after the update, so this comes last in a chain.
+A logit is scale * q . k with q and k linear in their projections, so a head whose largest logit is S is brought back
+to the threshold t by multiplying its query (and key) by factors whose product is t / S, biases included (Kimi K2
+report, section 2.1, there with Muon and called MuonClip). S is that of the forward pass of the step itself, over the
+whole batch, before a soft cap; the factors fall on the parameters after the update, so this comes last in a chain.
 
 L layers, D model, N query heads, K key heads, G = N / K, H head size.
 """
@@ -62,7 +62,7 @@ def clip(updates: Any, params: Any, factor_LN: jax.Array, config: QKClipConfig) 
 def on_heads(
     function: Callable[..., jax.Array], query_LN: jax.Array, key_LK: jax.Array, tree: Any, *rest: Any
 ) -> Any:
-    """A tree like the parameters with `function(leaf, number of its head, *rest)` for queries, keys and their biases."""
+    """A tree like the parameters, queries, keys and their biases as `function(leaf, factor of its head, *rest)`."""
     own, *others = (a["layers"]["attention"] for a in (tree, *rest))
     changed = {}
     for kind, heads in (("query", query_LN), ("key", key_LK)):
@@ -103,8 +103,8 @@ def require_linear(params: Any) -> None:
     """Refuses QK-norm: its gains, one set for all heads of a layer, set the logits, not the projections."""
     if "query_norm" in params["layers"]["attention"]:
         raise UserError(
-            "config optim.qk_clip: with model.qk_norm=True scaling a head's projections changes no logit, and the norm "
-            "bounds them already; leave one of the two out (optim.qk_clip.threshold=0)"
+            "config optim.qk_clip: with model.qk_norm=True scaling a head's projections changes no logit, and the "
+            "norm bounds them already; leave one of the two out (optim.qk_clip.threshold=0)"
         )
 
 

@@ -57,9 +57,7 @@ def test_the_rate_falls_smoothly_from_one_to_the_least():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.floats(-1e30, 1e30) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=12)
-)
+@given(st.lists(st.floats(-1e30, 1e30) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=12))
 def test_rate_and_threshold_stay_within_their_bounds(series):
     track = tracked(series)
     assert 0.1 - 1e-6 <= float(rates(track, CONFIG)[0]) <= 1.0
