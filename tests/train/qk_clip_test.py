@@ -48,10 +48,10 @@ def train(steps=30, devices=1, mesh=None, **changes):
 def test_a_run_that_blows_up_trains_with_it():
     """Without, the second half is never known: guessing costs ln 32 = 3.47 nats. With it, it is."""
     optim = replace(OPTIM, groups=FAST)
-    lost, saved = (train(200, optim=replace(optim, qk_clip=QKClipConfig(t)))[1] for t in (0.0, 100.0))
+    lost, saved = (train(200, optim=replace(optim, qk_clip=QKClipConfig(t)))[1] for t in (0.0, 30.0))
     assert max(row["max_logit"] for row in lost) > 1000
     assert np.mean([row["loss"] for row in lost[-20:]]) > 3.3
-    assert np.mean([row["loss"] for row in saved[-20:]]) < 0.5
+    assert np.mean([row["loss"] for row in saved[-20:]]) < 1.0
     assert sum(row["qk_clipped_heads"] for row in saved) > 0
     assert all(row["max_logit_LN"].shape == (2, 4) for row in saved)
 
@@ -65,7 +65,7 @@ def plain():
     "changes",
     [
         {"qk_clip": QKClipConfig(100.0)},
-        {"qk_clip": QKClipConfig(100.0, "group")},
+        pytest.param({"qk_clip": QKClipConfig(100.0, "group")}, marks=pytest.mark.slow),
         {"qk_clip": QKClipConfig(100.0), "adaptive": AdaptiveConfig(rate="all", slack=4.0)},
     ],
     ids=["query", "group", "adaptive"],
@@ -94,7 +94,8 @@ import jax, numpy as np
 sys.path.insert(0, {tests!r})
 from qk_clip_test import MeshConfig, TrainConfig, OPTIM, SETTINGS, replace, train
 
-for name, changes in SETTINGS.items():
+for name in {names!r}:
+    changes = SETTINGS[name]
     optim = replace(OPTIM, **changes)
     _, one = train(8, optim=optim)
     mesh, parts = MeshConfig(fsdp=2, tensor=2), TrainConfig(steps=200, microbatches=2)
@@ -110,9 +111,12 @@ for name, changes in SETTINGS.items():
 """
 
 
-def test_four_devices_clip_as_one():
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+@pytest.mark.parametrize(
+    "names", [["adaptive"], pytest.param(["query", "group"], marks=pytest.mark.slow)], ids=" and ".join
+)
+def test_four_devices_clip_as_one(names):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), names=names)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert result.stdout.count("as one device:") == len(SETTINGS), result.stderr[-2000:]
+    assert result.stdout.count("as one device:") == len(names), result.stderr[-2000:]
