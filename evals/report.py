@@ -154,10 +154,12 @@ def _state(page: Page, found: Found) -> None:
 
 def _differing(found: Found) -> str:
     """Keys that training recorded with another value than the config gives; defaults are recorded only."""
-    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "optim")}))
+    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "objective", "optim")}))
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
     pairs = [pair for pair in pairs if pair[:2] != ("model", "kernels")]  # which may change within a run
-    keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key) != value]
+    keys = [
+        f"{part}.{key}" for part, key, value in pairs if not _recorded(found.trained.get(part, {}).get(key), value)
+    ]
     batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
     steps = found.config.get("train", {}).get("steps", 0)
     if found.stages and (steps or batch.stages):
@@ -165,6 +167,13 @@ def _differing(found: Found) -> str:
         if asked != found.stages:
             keys.append(first_difference(found.stages, asked, "stages"))
     return ", ".join(keys)
+
+
+def _recorded(recorded: Any, given: Any) -> bool:
+    """True when what is given of a group of keys, which may be a part of it, is what was recorded."""
+    if isinstance(recorded, Mapping) and isinstance(given, Mapping):
+        return all(_recorded(recorded.get(key), value) for key, value in given.items())
+    return recorded == given
 
 
 def _tiles(found: Found) -> list[tuple[str, str, str]]:

@@ -237,6 +237,16 @@ def test_another_config_is_noticed(workdir):
     assert "they differ in <code>model.d_ff</code>" in page(workdir, changed)
 
 
+def test_a_group_of_keys_given_in_part_is_no_other_config(workdir):
+    path = workdir / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["spec"]["optim"]["qk_clip"] = {"threshold": 100.0, "treatment": "query"}
+    write(path, manifest)
+    assert "they differ in" not in page(workdir, {**CONFIG, "optim": {"qk_clip": {"threshold": 100}}})
+    changed = {**CONFIG, "optim": {"qk_clip": {"threshold": 30.0}}, "objective": {"z_loss": 1e-4}}
+    assert "they differ in <code>objective.z_loss, optim.qk_clip</code>" in page(workdir, changed)
+
+
 def test_the_command_is_one_to_paste(workdir):
     shown = page(workdir, command="python launch.py --workdir='my run' --config.a=1")
     assert "python launch.py \\\n    &#x27;--workdir=my run&#x27; \\\n    --config.a=1" in shown

