@@ -9,7 +9,10 @@ head. The third trains each of VARIANTS on a task that attention alone can do, r
 five seeds, and prints a table.
 
 Expected time: half a minute for a run on two CPU cores, five minutes for the table.
-Expected result: without control the task is never learned (ln 32 = 3.47 nats), its logits in the thousands.
+Expected result: without control the task is never learned (ln 32 = 3.47 nats), its logits beyond a thousand.
+Measured 2026-11-22 (jax 0.10.2, two busy cores of an AMD EPYC), nats of the last 30 of 200 steps, mean of five seeds:
+3.46 without control, 0.29 with QK-Clip at 20 (0.35 by group), 0.08 with it and the rate of heads that follows, 0.14
+with QK-norm, 1.39 with a soft cap at 50. A clip at 100 saves some seeds only: 2.37.
 """
 
 from ml_collections import ConfigDict

@@ -69,7 +69,10 @@ def plain():
     [
         {"qk_clip": QKClipConfig(100.0)},
         pytest.param({"qk_clip": QKClipConfig(100.0, "group")}, marks=pytest.mark.slow),
-        {"qk_clip": QKClipConfig(100.0), "adaptive": AdaptiveConfig(rate="all", slack=4.0)},
+        pytest.param(
+            {"qk_clip": QKClipConfig(100.0), "adaptive": AdaptiveConfig(rate="all", slack=4.0)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["query", "group", "adaptive"],
 )
@@ -114,9 +117,8 @@ for name in {names!r}:
 """
 
 
-@pytest.mark.parametrize(
-    "names", [["adaptive"], pytest.param(["query", "group"], marks=pytest.mark.slow)], ids=" and ".join
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["adaptive"], ["query", "group"]], ids=" and ".join)
 def test_four_devices_clip_as_one(names):
     script = SCRIPT.format(tests=str(Path(__file__).parent), names=names)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
