@@ -43,6 +43,7 @@ PARTS = {
     "tokenizer": ("data.config", "TokenizerConfig"),
     "batch": ("data.config", "BatchConfig"),
     "model": ("model.config", "ModelConfig"),
+    "objective": ("objectives.config", "ObjectiveConfig"),
     "optim": ("optim.config", "OptimConfig"),
     "train": ("train.config", "TrainConfig"),
     "mesh": ("train.config", "MeshConfig"),
@@ -166,7 +167,8 @@ class Experiment:
         """What training needs, as one record."""
         from train.run import Run
 
-        own = {name: self.parts[name] for name in ("model", "batch", "optim", "train", "mesh", "start", "seed")}
+        names = ("model", "batch", "objective", "optim", "train", "mesh", "start", "seed")
+        own = {name: self.parts[name] for name in names}
         return Run(**own, added=len(self.parts["data"].added))
 
     def run(self, *verbs: str) -> None:

@@ -57,7 +57,7 @@ def grad_norm(rows: Rows, clip: float | None = None, width: int = draw.SMALL) ->
     else:
         axes.set_ylim(0, _above([*values, clip or 0]))
     if clip:
-        _level(axes, clip, f"clip {clip:g}")
+        level(axes, clip, f"clip {clip:g}")
     return figure
 
 
@@ -86,7 +86,7 @@ def tokens_per_second(rows: Rows, width: int = draw.SMALL) -> Figure:
     edge = np.full(beyond.sum(), top * 0.985)
     axes.plot(steps[beyond], edge, "^", color=draw.LIGHT["orange"], markersize=5, clip_on=False)
     axes.set_ylim(0, top)
-    _level(axes, median, f"median\n{count(median)}", "blue")
+    level(axes, median, f"median\n{count(median)}", "blue")
     if beyond.any():
         place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
         axes.annotate(f"▲ {beyond.sum():,} above the axis", (1, 1), (0, 16), color=draw.LIGHT["orange"], **place)
@@ -220,7 +220,7 @@ def _end_label(axes: Axes, x: float, y: float, text: str, colour: str = "blue") 
     axes.annotate(text, (x, y), (8, 0), textcoords="offset points", **style)
 
 
-def _level(axes: Axes, y: float, text: str, colour: str = "orange") -> None:
+def level(axes: Axes, y: float, text: str, colour: str = "orange") -> None:
     """A horizontal line with its name at the right edge."""
     axes.axhline(y, color=draw.LIGHT[colour], linewidth=1.1, linestyle=(0, (5, 3)))
     style = {"color": draw.LIGHT[colour], "va": "center", "textcoords": "offset points", "annotation_clip": False}

@@ -3,7 +3,6 @@
 Everything is read from the stages of a workdir; what is missing is named with the verb that makes it.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -23,7 +22,7 @@ from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_differe
 from core.page import Page, code, link, strong, tag
 from core.progress import count, say
 from data.config import BatchConfig
-from evals import draw, figures
+from evals import draw, figures, figures_logits
 from evals.figures import column, quantity
 from evals.found import VERBS, Found, read
 from evals.planned import PLAN, Predict, planned_and_measured
@@ -161,12 +160,12 @@ def _state(page: Page, found: Found) -> None:
 
 def _differing(found: Found) -> str:
     """Keys that training recorded with another value than the config gives; defaults are recorded only."""
-    given = {part: found.config.get(part, {}) for part in ("model", "optim")}
-    optim = dataclasses.asdict(parse(OptimConfig, given["optim"], "optim"))  # groups of keys with their defaults
-    given = json.loads(json.dumps(given | {"optim": {key: optim[key] for key in given["optim"]}}))
+    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "objective", "optim")}))
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
     pairs = [pair for pair in pairs if pair[:2] != ("model", "kernels")]  # which may change within a run
-    keys = [f"{part}.{key}" for part, key, value in pairs if found.trained[part].get(key) != value]
+    keys = [
+        f"{part}.{key}" for part, key, value in pairs if not _recorded(found.trained.get(part, {}).get(key), value)
+    ]
     batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
     steps = found.config.get("train", {}).get("steps", 0)
     if found.stages and (steps or batch.stages):
@@ -174,6 +173,13 @@ def _differing(found: Found) -> str:
         if asked != found.stages:
             keys.append(first_difference(found.stages, asked, "stages"))
     return ", ".join(keys)
+
+
+def _recorded(recorded: Any, given: Any) -> bool:
+    """True when what is given of a group of keys, which may be a part of it, is what was recorded."""
+    if isinstance(recorded, Mapping) and isinstance(given, Mapping):
+        return all(_recorded(recorded.get(key), value) for key, value in given.items())
+    return recorded == given
 
 
 def _tiles(found: Found) -> list[tuple[str, str, str]]:
@@ -283,6 +289,10 @@ def _dynamics(page: Page, found: Found) -> None:
         ("speed", "Tokens per second by step", figures.tokens_per_second(found.rows)),
     ]
     page.figures((draw.svg(figure, name, alt), "") for name, alt, figure in drawn)
+    if figures_logits.kept(found.rows):
+        threshold = found.trained["optim"].get("qk_clip", {}).get("threshold", 0.0)
+        make = functools.partial(figures_logits.max_logits, found.rows, threshold)
+        draw.Sheet(page).figure("heads", make, "Largest attention logit of every head")
 
 
 def _goodput(page: Page, found: Found) -> None:

@@ -7,9 +7,11 @@ import jax
 import optax
 
 from core.errors import UserError, suggest
+from optim.adaptive import adapt
 from optim.clip import clip
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
+from optim.qk_clip import qk_clip, watch_logits
 from optim.schedule import Steps, make_schedule
 from optim.shampoo import shampoo
 from optim.skip import skip
@@ -54,8 +56,19 @@ def build(
     )
     # The rate follows the steps of the run, also those skipped. Zeros put in behind it would keep XLA from adding
     # rate x direction to a parameter in one rounding, and change every bit.
-    chain = optax.chain(skip(chain, config.skip), optax.scale_by_learning_rate(schedule))
+    chain = optax.chain(
+        skip(chain, config.skip),
+        optax.scale_by_learning_rate(schedule),
+        *_logit_control(config),  # last, for it acts on what the parameters become
+    )
     return optax.with_extra_args_support(chain), schedule
+
+
+def _logit_control(config: OptimConfig) -> list[optax.GradientTransformation]:
+    """What watches the attention logits, where the config asks for it."""
+    if config.adaptive.rate != "off" or config.adaptive.slack:
+        return [adapt(config.adaptive, config.qk_clip), watch_logits()]
+    return [qk_clip(config.qk_clip), watch_logits()] if config.qk_clip.threshold else []
 
 
 def _kinds(config: OptimConfig, found: dict[str, Group]) -> dict[Direction, str]:

@@ -131,6 +131,54 @@ class ShampooConfig:
 
 
 @dataclass(frozen=True)
+class QKClipConfig:
+    """Query and key heads scaled back after a step in which a logit was too large: `config.optim.qk_clip`.
+
+    `optim/qk_clip.py` has the formulas.
+    """
+
+    threshold: float = 0.0  # of the attention logits; Kimi K2's is 100, 0 leaves all heads as they are
+    # What is scaled where several query heads share a key head: the query heads that were too large, or Megatron's
+    # rule, all of the group and their key by the smallest factor.
+    treatment: Literal["query", "group"] = "query"
+    alpha: float = 0.5  # share of the factor that queries take, in logarithms; of "group"
+
+    def __post_init__(self):
+        finite = math.isfinite(self.threshold) and self.threshold >= 0
+        require(finite, f"qk_clip: threshold={self.threshold} must be 0 or more")
+        require(0 <= self.alpha <= 1, f"qk_clip: alpha={self.alpha} must lie in 0..1")
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig:
+    """Learning rate and threshold that follow each head's largest logit: `config.optim.adaptive`.
+
+    `optim/adaptive.py` has the formulas.
+    """
+
+    rate: Literal["off", "heads", "all"] = "off"  # whose learning rate falls: query and key heads', or everything's
+    limit: float = 100.0  # the forecast at which it is `least_rate` of the schedule's
+    start: float = 0.5  # share of the limit from which on it falls
+    least_rate: float = 0.1
+    horizon: int = 20  # steps that the trend is carried forward
+    smoothing: float = 0.2  # weight of the newest step in level and trend
+    # With optim.qk_clip.threshold: a head is clipped at so many times its level, within least_threshold and that
+    # threshold; 0 leaves the threshold fixed.
+    slack: float = 0.0
+    least_threshold: float = 30.0
+
+    def __post_init__(self):
+        for name in ("limit", "least_threshold"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"adaptive: {name}={value} must be positive")
+        require(0 <= self.start < 1, f"adaptive: start={self.start} must lie in 0..1, 1 excluded")
+        require(0 <= self.least_rate <= 1, f"adaptive: least_rate={self.least_rate} must lie in 0..1")
+        require(self.horizon >= 0, f"adaptive: horizon={self.horizon} must be 0 or more")
+        require(0 < self.smoothing <= 1, f"adaptive: smoothing={self.smoothing} must lie in 0..1, 0 excluded")
+        require(self.slack == 0 or self.slack >= 1, f"adaptive: slack={self.slack} must be 0 or at least 1")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and clipping: `config.optim`. Defaults are SmolLM3's AdamW."""
 
@@ -149,8 +197,16 @@ class OptimConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     soap: SoapConfig = SoapConfig()
     shampoo: ShampooConfig = ShampooConfig()
+    qk_clip: QKClipConfig = QKClipConfig()
+    adaptive: AdaptiveConfig = AdaptiveConfig()
 
     def __post_init__(self):
+        own = self.qk_clip, self.adaptive
+        require(
+            own[1].slack == 0 or own[0].threshold >= own[1].least_threshold,
+            f"adaptive: slack={own[1].slack} moves the threshold from least_threshold={own[1].least_threshold} up to "
+            f"qk_clip.threshold={own[0].threshold}, which must be at least that",
+        )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
         require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must lie in 0..1")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from core.errors import UserError
@@ -53,7 +54,7 @@ class Journal:
 
         Without `write` the numbers are only checked. A value that is not finite has no place in JSON and is left out.
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: _plain(value) for name, value in metrics.items()}
         in_a_row = int(values.get("nonfinite_in_a_row", not math.isfinite(values["loss"])))
         if in_a_row >= self.nonfinite_limit:
             raise Diverged(not_finite(self.plan, step - in_a_row + 1, self.nonfinite_limit))
@@ -64,22 +65,23 @@ class Journal:
         tokens = self.plan.tokens_before(step)
         rate = (tokens - self.plan.tokens_before(self.step)) / elapsed
         self.step, self.seconds = step, self.seconds + elapsed
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        finite = {name: value for name, value in values.items() if np.isfinite(value).all()}
         self.write(
             step, {**finite, "tokens": tokens, "tokens_per_second": rate, **self.goodput.row(), **device_memory()}
         )
         skipped = f" · {int(values['skipped_steps']):,} skipped" if values.get("skipped_steps") else ""
         self.bar.update(step, f"loss {values['loss']:.3f} · {count(rate)} tokens/s{skipped}")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of numbers."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of numbers, or of lists of them, which TensorBoard is not given."""
         if not self.writes:
             return
         row = {"step": step, **values, "seconds": round(self.seconds, 3)}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+            if not isinstance(value, list):
+                self.events.add_scalar(name, value, step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -112,6 +114,13 @@ def not_finite(plan: Plan, first: int, limit: int) -> str:
         f"step {first:,} read {read} (`launch.py explain --step={first}` shows more): leave them out with `launch.py "
         f"train --skip={first}:{last}`, or lower optim.learning_rate or optim.clip_norm in another --workdir"
     )
+
+
+def _plain(value: Any) -> Any:
+    """A number, or an array as nested lists of 4 significant digits."""
+    if not np.ndim(value):
+        return float(value)
+    return [_plain(part) if np.ndim(part) else float(f"{part:.4g}") for part in np.asarray(value)]
 
 
 def device_memory() -> dict[str, int]:

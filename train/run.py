@@ -18,6 +18,7 @@ from data.plan import Plan
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
 from objectives import next_token
+from objectives.config import ObjectiveConfig
 from optim.build import build
 from optim.config import OptimConfig
 from optim.schedule import Steps
@@ -43,6 +44,7 @@ class Run:
     added: int = 0  # entries of data.added
     start: StartConfig = dataclasses.field(default_factory=StartConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
     def __post_init__(self):
         if bool(self.batch.stages) == bool(self.train.steps):
@@ -83,7 +85,7 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
-    loss = functools.partial(next_token.loss, run.model)
+    loss = functools.partial(next_token.loss, run.model, objective=run.objective)
     step = make_step(loss, optimizer, schedule, shardings, run.train.microbatches)
     step = compile_step(step, shardings, sharding.batch_sharding(mesh))
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
@@ -130,7 +132,7 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
             f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}; "
             f"set --config.model.vocab_size={tokens['vocab_size']}"
         )
-    decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}
+    decides = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "objective", "optim")}
     # As the device, these decide no more than how results are rounded.
     del decides["model"]["kernels"]
     decides["model"]["remat"] = "none"  # not left out, so that the runs that have it so written down go on

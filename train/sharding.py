@@ -54,6 +54,7 @@ RULES = (
     Rule(r"(output|down)_bias$"),  # of the width of the residual stream, as norms: whole on every device
     Rule(r"_norm/(scale|bias)$"),
     Rule(r"(^|/)(step|count|mean|variance|(values|window)/\w+)$"),
+    Rule(r"/(level|trend)_LN$"),  # of optim/adaptive.py
 )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from kernels.dispatch import target
 from optim.metrics import collect
@@ -14,6 +15,7 @@ from train.sharding import on_mesh
 from train.state import TrainState
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+LOSSES = ("loss", "z_loss")  # metrics that are sums over microbatches, the second where there is one
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -33,7 +35,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, opt_state, state.params, **watched)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": metrics["loss"],
+            **{name: metrics[name] for name in LOSSES if name in metrics},
             "learning_rate": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
             "max_logit": jnp.max(metrics["max_logit_LN"]),
@@ -59,14 +61,15 @@ def accumulate(loss: Loss, params: Any, batch: Any, microbatches: int, shardings
     if microbatches == 1:
         return of_part(batch)
 
-    def add(sums: tuple[Any, jax.Array], part: Any) -> tuple[tuple[Any, jax.Array], jax.Array]:
+    def add(sums: Any, part: Any) -> tuple[Any, tuple[dict[str, jax.Array], jax.Array]]:
         grads, metrics = of_part(part)
-        return (jax.tree.map(jnp.add, sums[0], grads), sums[1] + metrics["loss"]), metrics["max_logit_LN"]
+        losses = {name: metrics[name] for name in LOSSES if name in metrics}
+        return jax.tree.map(jnp.add, sums, grads), (losses, metrics["max_logit_LN"])
 
     parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
     zeros = lay_out(jax.tree.map(jnp.zeros_like, params), shardings)
-    (grads, total), max_logit_MLN = jax.lax.scan(add, (zeros, jnp.zeros(())), parts)
-    return grads, {"loss": total, "max_logit_LN": max_logit_MLN.max(0)}
+    grads, (losses_M, max_logit_MLN) = jax.lax.scan(add, zeros, parts)
+    return grads, {**jax.tree.map(sum, losses_M), "max_logit_LN": max_logit_MLN.max(0)}
 
 
 def lay_out(tree: Any, shardings: Any) -> Any:
@@ -117,7 +120,7 @@ def compile_step(step: Step, state_shardings: TrainState, batch_sharding: NamedS
     return jax.jit(
         on_mesh(step, batch_sharding.mesh),
         in_shardings=(state_shardings, batch_sharding),
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, NamedSharding(batch_sharding.mesh, P())),  # every process reads all metrics
         donate_argnums=0,
         compiler_options=compiler_options(batch_sharding.mesh, "head" in state_shardings.params),
     )

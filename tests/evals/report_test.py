@@ -151,6 +151,25 @@ def test_goodput_is_that_of_the_last_row_that_has_it(text):
     assert "waiting for data 0" not in section  # in the table only
 
 
+def test_every_head_is_drawn_where_the_run_kept_them(workdir):
+    """The threshold is the line; thousands of heads take a few paths."""
+    path = workdir / "train" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    random = np.random.default_rng(0)
+    for row in rows[5:]:
+        row["max_logit_LN"] = (random.random((36, 32)) * row["step"]).round(2).tolist()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = json.loads((workdir / "train" / "manifest.json").read_text())
+    manifest["spec"]["optim"]["qk_clip"] = {"threshold": 50.0}
+    write(workdir / "train" / "manifest.json", manifest)
+    text = page(workdir)
+    drawing = text[text.index('aria-label="Largest attention logit of every head"') :].partition("</svg>")[0]
+    assert "clip 50</text>" in drawing
+    assert "Every head at step 60; full blue is 50</text>" in drawing
+    assert len(drawing) < 200_000
+    assert re.findall(r"(?:fill|stroke): (?!none|var\(--)[^;\"]*", drawing) == []
+
+
 def test_metrics_without_goodput_are_said_to_have_none(workdir):
     path = workdir / "train" / "metrics.jsonl"
     path.write_text(re.sub(r', "seconds_\w+": [\d.]+', "", path.read_text()))
@@ -219,6 +238,16 @@ def test_unfinished_training_is_said_first(workdir):
 def test_another_config_is_noticed(workdir):
     changed = {**CONFIG, "model": {**MODEL, "d_ff": 32}}
     assert "they differ in <code>model.d_ff</code>" in page(workdir, changed)
+
+
+def test_a_group_of_keys_given_in_part_is_no_other_config(workdir):
+    path = workdir / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["spec"]["optim"]["qk_clip"] = {"threshold": 100.0, "treatment": "query"}
+    write(path, manifest)
+    assert "they differ in" not in page(workdir, {**CONFIG, "optim": {"qk_clip": {"threshold": 100}}})
+    changed = {**CONFIG, "optim": {"qk_clip": {"threshold": 30.0}}, "objective": {"z_loss": 1e-4}}
+    assert "they differ in <code>objective.z_loss, optim.qk_clip</code>" in page(workdir, changed)
 
 
 def test_the_command_is_one_to_paste(workdir):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from data.pipeline import Batch
 from model import transformer
 from model.config import ModelConfig
 from objectives import next_token
+from objectives.config import ObjectiveConfig
 
 CONFIG = ModelConfig(
     vocab_size=64, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.3
@@ -68,3 +71,42 @@ def test_a_row_without_targets_changes_nothing(params):
     assert float(next_token.loss(CONFIG, params, batch)[0]) == pytest.approx(
         float(next_token.loss(CONFIG, params, others)[0]), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_a_z_loss_and_its_gradient_are_those_of_the_plain_formula_in_float64(params, cap):
+    """Of the hidden states and the head, by numpy; `loss` stays the cross-entropy."""
+    config, factor = dataclasses.replace(CONFIG, final_soft_cap=cap), 0.1
+    batch = make_batch()
+    hidden_XD = np.float64(
+        transformer.apply(config, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT).hidden_BTD
+    ).reshape(-1, 32)
+    objective = ObjectiveConfig(z_loss=factor)
+    total, metrics = next_token.loss(config, params, batch, objective=objective)
+    w_VD, weights_X = np.float64(params["embedding"]), np.float64(batch.weights_BT).ravel()
+    raw_XV = hidden_XD @ w_VD.T
+    logits_XV = raw_XV if cap is None else cap * np.tanh(raw_XV / cap)
+    lse_X = np.log(np.exp(logits_XV - logits_XV.max(1, keepdims=True)).sum(1)) + logits_XV.max(1)
+    z_loss = factor * (lse_X**2 * weights_X).sum() / weights_X.sum()
+    assert float(metrics["z_loss"]) == pytest.approx(z_loss, rel=1e-4)
+    plain, _ = next_token.loss(config, params, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(plain), rel=1e-6)
+    assert float(total) == pytest.approx(float(plain) + z_loss, rel=1e-5)
+
+    # Untied, so that the head's gradient is that of the formula alone.
+    own = {**params, "head": params["embedding"]}
+    untied = dataclasses.replace(config, tied_head=False)
+
+    def of_head(head, objective):
+        return next_token.loss(untied, {**own, "head": head}, batch, objective=objective)[0]
+
+    got = jax.grad(of_head)(own["head"], objective) - jax.grad(of_head)(own["head"], ObjectiveConfig())
+    pull_XV = 2 * factor * lse_X[:, None] * np.exp(logits_XV - lse_X[:, None])
+    pull_XV *= 1 if cap is None else 1 - (logits_XV / cap) ** 2
+    expected_VD = (pull_XV * weights_X[:, None]).T @ hidden_XD / weights_X.sum()
+    np.testing.assert_allclose(got, expected_VD, atol=2e-4 * np.abs(expected_VD).max())
+
+
+def test_a_z_loss_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"z_loss=-0.1 must be 0 or more"):
+        ObjectiveConfig(z_loss=-0.1)

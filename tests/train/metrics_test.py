@@ -105,3 +105,13 @@ def test_every_second_belongs_to_one_kind_and_lost_steps_are_rework(tmp_path):
     lost = sum(spent.values()) - sum(read(rows[0]).values())
     assert resumed.seconds["rework"] == pytest.approx(lost, abs=0.002)
     assert resumed.seconds["compile"] == pytest.approx(read(rows[0])["compile"])
+
+
+def test_arrays_are_lists_of_four_digits_and_not_given_to_tensorboard(tmp_path):
+    book = journal(tmp_path)
+    book.log(10, {"loss": 2.5, "max_logit_LN": np.array([[1.23456, 98765.4], [0.000123456, -3.0]])})
+    book.close()
+    (row,) = read_metrics(book.path)
+    assert row["max_logit_LN"] == [[1.235, 98770.0], [0.0001235, -3.0]]
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    assert b"max_logit_LN" not in events.read_bytes()

@@ -13,6 +13,7 @@ from core.errors import UserError
 from data.config import BatchConfig
 from data.pipeline import Batch
 from model.config import ModelConfig
+from objectives.config import ObjectiveConfig
 from optim.config import OptimConfig
 from train.checkpoint import Checkpoints
 from train.config import MeshConfig, TrainConfig
@@ -122,6 +123,20 @@ def test_what_is_computed_again_changes_no_gradient(remat):
     kept = make_program(replace(RUN, model=replace(RUN.model, remat=remat)), make_mesh())
     (_, ours), (_, theirs) = (part.step(part.init(), make_batch()) for part in (program(), kept))
     assert float(ours["grad_norm"]) == pytest.approx(float(theirs["grad_norm"]), rel=1e-5)
+
+
+def test_a_z_loss_is_measured_apart_whatever_the_microbatches():
+    asked = replace(RUN, objective=ObjectiveConfig(z_loss=1e-2))
+    parts = (
+        make_program(asked, make_mesh()),
+        make_program(replace(asked, train=TrainConfig(steps=50, microbatches=2)), make_mesh()),
+        program(),
+    )
+    one, split, without = (part.step(part.init(), make_batch())[1] for part in parts)
+    assert float(one["z_loss"]) == pytest.approx(float(split["z_loss"]), rel=1e-5)
+    assert float(one["z_loss"]) == pytest.approx(1e-2 * np.log(64) ** 2, rel=0.1)
+    assert float(one["loss"]) == pytest.approx(float(without["loss"]), rel=1e-6)
+    assert float(one["grad_norm"]) != float(without["grad_norm"])
 
 
 MESHES = {

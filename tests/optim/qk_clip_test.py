@@ -1,0 +1,139 @@
+"""QK-Clip: what it does to the logits of the true model, and that it does nothing else."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from core.errors import UserError
+from model import transformer
+from model.config import ModelConfig
+from optim.build import build
+from optim.config import AdaptiveConfig, OptimConfig, QKClipConfig
+from optim.metrics import collect
+from optim.qk_clip import clip, head_factors, qk_clip, split_factors
+
+MODEL = ModelConfig(
+    64, num_layers=3, d_model=32, num_heads=6, num_kv_heads=2, head_dim=8, d_ff=32, init_std=0.5, qkv_bias=True
+)
+SETTINGS = [QKClipConfig(1.0), QKClipConfig(1.0, "group"), QKClipConfig(1.0, "group", alpha=0.8)]
+
+
+@functools.cache
+def params():
+    """Random numbers everywhere, biases included."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda a: random.normal(0, 0.5, a.shape).astype(np.float32), transformer.abstract(MODEL))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def logits(params, model=MODEL):
+    """The largest of every layer and head over one batch, of two documents a row."""
+    random = np.random.default_rng(1)
+    tokens = random.integers(0, 64, (3, 24))
+    second = np.broadcast_to(np.arange(24) >= 10, tokens.shape)
+    positions = np.broadcast_to(np.where(second, np.arange(24) - 10, np.arange(24)), tokens.shape)
+    return transformer.apply(model, params, tokens, second.astype(np.int32), positions).max_logit_LN
+
+
+def clipped(config, factor_LN, params):
+    """Parameters after a step whose own update is zero."""
+    updates = clip(jax.tree.map(jnp.zeros_like, params), params, factor_LN, config)
+    return optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=["query", "group", "group with alpha 0.8"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention_soft_cap": 3.0}, {"sliding_window": 5, "attention_scale": 0.6}], ids=str
+)
+def test_a_clipped_head_has_the_threshold_as_its_largest_logit(config, changes):
+    """On the same batch; one layer at a time, for the input of a layer changes with those before it."""
+    model = dataclasses.replace(MODEL, **changes)
+    before_LN = logits(params(), model)
+    for layer in range(MODEL.num_layers):
+        threshold = float(np.median(before_LN[layer]))
+        factor_LN = jnp.ones_like(before_LN).at[layer].set(head_factors(before_LN, threshold)[layer])
+        found_N = logits(clipped(config, factor_LN, params()), model)[layer]
+        over_N = np.asarray(before_LN[layer] > threshold)
+        assert over_N.any()
+        if config.treatment == "query":
+            np.testing.assert_allclose(found_N[over_N], threshold, rtol=1e-4)
+            np.testing.assert_array_equal(found_N[~over_N], before_LN[layer][~over_N])
+        else:
+            least_N = np.repeat(np.asarray(factor_LN[layer]).reshape(2, 3).min(1), 3)
+            np.testing.assert_allclose(found_N, before_LN[layer] * least_N, rtol=1e-4)
+            assert found_N.max() == pytest.approx(threshold, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=["query", "group", "group with alpha 0.8"])
+def test_the_factor_falls_on_what_the_update_makes_of_the_parameters(config):
+    updates = jax.tree.map(lambda p: 0.1 * jnp.sin(100 * p), params())
+    before_LN = logits(params())
+    factor_LN = head_factors(before_LN, float(np.median(before_LN)))
+    assert 0 < int((factor_LN < 1).sum()) < factor_LN.size
+    query_LN, key_LK = split_factors(factor_LN, 2, config.treatment, config.alpha)
+    plain = optax.apply_updates(params(), updates)["layers"]["attention"]
+    got = optax.apply_updates(params(), clip(updates, params(), factor_LN, config))["layers"]["attention"]
+    for name, factor in (("query", query_LN), ("key", key_LK)):
+        np.testing.assert_allclose(got[name], plain[name] * factor[:, None, :, None], rtol=1e-5, atol=1e-6)
+        bias = f"{name}_bias"
+        np.testing.assert_allclose(got[bias], plain[bias] * factor[..., None], rtol=1e-5, atol=1e-6)
+    untouched = clip(updates, params(), jnp.ones_like(factor_LN), config)
+    jax.tree.map(np.testing.assert_array_equal, untouched, updates)
+
+
+def test_products_of_the_factors():
+    factor_LN = jnp.array([[1.0, 0.5, 0.25, 1.0, 1.0, 1.0]])
+    query, key = split_factors(factor_LN, 2, "group", 0.5)
+    np.testing.assert_allclose(query, [[0.5, 0.5, 0.5, 1, 1, 1]])
+    np.testing.assert_allclose(key, [[0.5, 1]])
+    query, key = split_factors(factor_LN, 2, "query", 0.5)
+    np.testing.assert_array_equal(query, factor_LN)
+    np.testing.assert_array_equal(key, [[1, 1]])
+
+
+def test_a_factor_is_one_up_to_the_threshold_and_for_what_is_not_a_number():
+    logits_LN = jnp.array([[-300.0, 0.0, 100.0, 200.0, jnp.inf, jnp.nan]])
+    np.testing.assert_array_equal(head_factors(logits_LN, 100.0), [[1, 1, 1, 0.5, 1, 1]])
+
+
+def test_what_was_clipped_is_measured():
+    chain = qk_clip(QKClipConfig(50.0))
+    zeros = jax.tree.map(jnp.zeros_like, params())
+    logits_LN = jnp.full((3, 6), 10.0).at[1, 2].set(200.0).at[2, 0].set(100.0)
+    _, state = chain.update(zeros, chain.init(params()), params(), max_logit_LN=logits_LN, loss=jnp.zeros(()))
+    assert {name: float(value) for name, value in collect(state).items()} == {
+        "qk_clipped_heads": 2.0,
+        "qk_clip_factor": 0.25,
+    }
+
+
+def test_qk_norm_is_refused():
+    normed = transformer.abstract(dataclasses.replace(MODEL, qk_norm=True))
+    for adaptive in (AdaptiveConfig(), AdaptiveConfig(rate="heads")):
+        chain, _ = build(OptimConfig(qk_clip=QKClipConfig(100.0), adaptive=adaptive), 10_000)
+        with pytest.raises(UserError, match=r"with model.qk_norm=True scaling .* \(optim.qk_clip.threshold=0\)"):
+            jax.eval_shape(chain.init, normed)
+    chain, _ = build(OptimConfig(adaptive=AdaptiveConfig(rate="heads")), 10_000)  # a rate may follow any logits
+    jax.eval_shape(chain.init, normed)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QKClipConfig(-1.0), "threshold=-1.0 must be 0 or more"),
+        (lambda: QKClipConfig(float("nan")), "threshold=nan must be 0 or more"),
+        (lambda: QKClipConfig(alpha=1.5), "alpha=1.5 must lie in 0..1"),
+        (lambda: AdaptiveConfig(limit=0.0), "limit=0.0 must be positive"),
+        (lambda: AdaptiveConfig(start=1.0), "start=1.0 must lie in 0..1, 1 excluded"),
+        (lambda: AdaptiveConfig(slack=0.5), "slack=0.5 must be 0 or at least 1"),
+        (lambda: OptimConfig(adaptive=AdaptiveConfig(slack=2.0)), "qk_clip.threshold=0.0, which must be at least"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
