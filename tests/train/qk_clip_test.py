@@ -82,7 +82,7 @@ def test_a_run_below_the_threshold_is_the_same_to_the_bit(changes):
     assert sum(row["qk_clipped_heads"] for row in others) == 0
     assert [row["loss"] for row in rows] == [row["loss"] for row in others]
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
-    moments = (s.opt_state[1].inner_states["adamw"].inner_state for s in (state, other))
+    moments = (s.opt_state[0].inner[1].inner_states["adamw"].inner_state for s in (state, other))
     jax.tree.map(np.testing.assert_array_equal, *moments)
 
 
