@@ -9,11 +9,14 @@ import optax
 from core.errors import UserError, suggest
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
+from optim.muon import scale_by_muon
 from optim.schedule import warmup_stable_decay
+from optim.weight_decay import add_cautious_decay
 
 # What turns gradients into a direction, before weight decay and learning rate.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransformation]] = {
     "adamw": lambda _, own: optax.scale_by_adam(own.b1, own.b2, own.epsilon),
+    "muon": lambda config, _: scale_by_muon(config.muon),
 }
 
 
@@ -32,16 +35,14 @@ def build(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformation
 
     decays = {group.weight_decay for group in found.values()} - {0.0}
     multipliers = {group.multiplier for group in found.values()} - {1.0}
+    add_decay = add_cautious_decay if config.cautious_decay else optax.add_decayed_weights
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.partition(
             {name: OPTIMIZERS[direction.optimizer](config, direction) for direction, name in kinds.items()},
             of_groups(lambda group: kinds[group.direction]),
         ),
-        *[
-            optax.add_decayed_weights(decay, of_groups(lambda g, d=decay: g.weight_decay == d))
-            for decay in sorted(decays)
-        ],
+        *[add_decay(decay, of_groups(lambda g, d=decay: g.weight_decay == d)) for decay in sorted(decays)],
         *[optax.masked(optax.scale(m), of_groups(lambda g, m=m: g.multiplier == m)) for m in sorted(multipliers)],
         optax.scale_by_learning_rate(schedule),
     )

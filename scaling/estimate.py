@@ -14,6 +14,7 @@ import jax
 
 from data.config import Stage
 from model.config import ModelConfig
+from optim.cost import update_cost
 from scaling.chips import Topology
 from scaling.step_time import ATTENTION_SHARE, attention_flops, slowest
 from train.run import Run
@@ -118,7 +119,7 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
         layer=table * (1 if M == 1 else 2) + X * size * at_work(model, tensor) + one_layer,
         tables=3 * table,
         copies=wide * layers / 2,
-        **_times(run, topology, stage, mesh),
+        **_times(run, topology, stage, mesh, update_cost(abstract.params, run.optim, dict(mesh.shape)).busiest),
     )
 
 
@@ -175,8 +176,10 @@ def _padded(length: int, tile: int) -> float:
     return -(-length // tile) * tile / length
 
 
-def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, float]:
+def _times(run: Run, topology: Topology, stage: Stage, mesh: Any, update: float) -> dict[str, float]:
     """Seconds: products at a share of the peak, attention at its own, collectives by bytes.
+
+    `update` is the FLOPs of the optimiser's products on the device that has most.
 
     Gathers of weights are hidden behind products; sums of gradients and what tensor and context exchange are not.
     """
@@ -190,7 +193,7 @@ def _times(run: Run, topology: Topology, stage: Stage, mesh: Any) -> dict[str, f
     attention = (
         tokens * attention_flops(model, stage.row_length) * slowest(context) * again / (ATTENTION_SHARE * chip.flops)
     )
-    compute = tokens * products / (share * chip.flops)
+    compute = (tokens * products + update) / (share * chip.flops)
     if topology.devices == 1:
         return {"compute": compute, "attention": attention, "collectives": 0.0, "between_slices": 0.0, "share": share}
     splits = mesh.shape["fsdp"] * context  # of parameters

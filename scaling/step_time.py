@@ -1,9 +1,10 @@
 """How long a step takes, from a compiled program: cycles by the compiler, kernels by FLOPs, collectives by bytes.
 
 Cycles are XLA's own estimates times the trips of the loops around them. A Pallas kernel has none: it is charged the
-FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own. Collectives that the compiler
-has not made asynchronous take their bytes at full link speed, an all-reduce twice (it is a reduce-scatter and an
-all-gather); what crosses slices goes over DCN. Nothing is known of stragglers, input, and latency.
+FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own; Muon's symmetric products as
+plain ones, though their kernel leaves out nearly half. Collectives that the compiler has not made asynchronous take
+their bytes at full link speed, an all-reduce twice (it is a reduce-scatter and an all-gather); what crosses slices
+goes over DCN. Nothing is known of stragglers, input, and latency.
 """
 
 import collections
@@ -17,6 +18,7 @@ from scaling.hlo import Executed, Instruction, Program, executed, parse
 
 TRIPS = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1, "collective-permute": 1}
 KERNEL_SHARE, ATTENTION_SHARE = 0.8, 0.5  # of the peak
+NEWTON_SCHULZ = "newton_schulz_product"
 
 
 class Collective(NamedTuple):
@@ -74,6 +76,7 @@ def step_time(
     program, chip = parse(text), topology.chip
     compute: collections.Counter[str] = collections.Counter()
     kernels: collections.Counter[str] = collections.Counter()
+    products = 0.0  # of the optimiser, FLOPs
     exposed: list[Collective] = []
     hidden: dict[Any, Collective] = {}
     for run in executed(program):
@@ -82,6 +85,8 @@ def step_time(
             compute[instruction.opcode] += instruction.cycles * run.times / chip.clock
         if instruction.target == "tpu_custom_call" and not instruction.cycles:
             kernels[_kernel(instruction)] += run.times
+            if _kernel(instruction) == NEWTON_SCHULZ:
+                products += run.times * _symmetric_product(instruction, program.computations[run.computation])
         if instruction.opcode == "send" and topology.slices > 1:
             hidden["send", instruction.channel] = _sent(instruction, run.times, topology)
         for own, way in _collectives(run, program):
@@ -93,6 +98,8 @@ def step_time(
             elif found.bytes:
                 exposed.append(found)
     charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
+    if NEWTON_SCHULZ in kernels:
+        charged[NEWTON_SCHULZ] = products / (KERNEL_SHARE * chip.flops)
     attention *= slowest(context)
     return StepTime(
         sum(compute.values()),
@@ -168,6 +175,12 @@ def _sent(own: Instruction, times: int, topology: Topology) -> Collective:
     return Collective("send", (shape,), topology.slices, times, moved, True, seconds, own.op_name)
 
 
+def _symmetric_product(own: Instruction, computation: list[Instruction]) -> float:
+    """FLOPs of all x x^T of a stack, from the shape of x, its last operand."""
+    ((_, (S, R, C)),) = next(one.arrays for one in computation if one.name == own.operands[-1])
+    return 2.0 * S * R * R * C
+
+
 def _charge(
     kernels: collections.Counter[str], topology: Topology, model: ModelConfig, tokens: int, row_length: int, text: str
 ) -> tuple[dict[str, float], float, tuple[str, ...]]:
@@ -177,7 +190,7 @@ def _charge(
     product = 2 * per_device * model.d_model * model.vocab_size / (KERNEL_SHARE * topology.chip.flops)
     known = {"cross_entropy_forward": product, "cross_entropy_backward": 2 * product}
     charged = {name: known[name] for name in kernels if name in known}
-    charged |= {name: 0.0 for name in kernels if name.startswith("rope")}
+    charged |= {name: 0.0 for name in kernels if name.startswith("rope") or name == NEWTON_SCHULZ}
     names = [name for name in kernels if name.startswith("attention")]
     unknown = tuple(sorted(set(kernels) - charged.keys() - set(names)))
     attention = 0.0

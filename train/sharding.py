@@ -39,6 +39,7 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    Rule(r"(^|/)mean_square/"),  # of NorMuon: a number a neuron, whole on every device
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
     Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),
