@@ -62,7 +62,8 @@ def on_owners(
         return tuple(out)
 
     specs = tuple(P(*(axes[i].get(d) or None for d in layout.dimensions)) for i, layout in enumerate(layouts))
-    return list(over_mesh(local, specs, specs)(*xs))
+    with jax.named_scope("owners"):  # by which plans know what it exchanges
+        return list(over_mesh(local, specs, specs)(*xs))
 
 
 def axes_of(layout: Layout, shape: tuple[int, ...], sizes: dict[str, int]) -> dict[str, tuple[str, ...]]:
@@ -109,12 +110,33 @@ def _exchange(function: Callable, x_SRC: jax.Array, parts: Parts, sizes: dict[st
     x_SRC = jax.lax.optimization_barrier(_padded(x_SRC, own * split))
     sides = [(axes, side) for axes, side in ((parts.rows, 1), (parts.columns, 2)) if axes]
     for axes, side in sides:
-        x_SRC = jax.lax.all_to_all(x_SRC, axes, split_axis=0, concat_axis=side, tiled=True)
+        x_SRC = _join(x_SRC, axes, side, math.prod(sizes[axis] for axis in axes))
     y_SRC = function(x_SRC)
     for axes, side in reversed(sides):
-        y_SRC = jax.lax.all_to_all(y_SRC, axes, split_axis=side, concat_axis=0, tiled=True)
+        y_SRC = _part(y_SRC, axes, side, math.prod(sizes[axis] for axis in axes))
     y_SRC = y_SRC[:each]
     return jax.lax.all_gather(y_SRC, same, axis=0, tiled=True)[:S] if same else y_SRC
+
+
+def _join(x_SRC: jax.Array, axes: tuple[str, ...], side: int, n: int) -> jax.Array:
+    """From a part of n S matrices to S that are whole along a side, on n devices.
+
+    Pieces are exchanged along a dimension of their own: XLA:TPU sums padded ones where it is to join them itself.
+    """
+    pieces = x_SRC.reshape(n, -1, *x_SRC.shape[1:])
+    pieces = jax.lax.all_to_all(pieces, axes, split_axis=0, concat_axis=0, tiled=True)
+    shape = list(pieces.shape[1:])
+    shape[side] *= n
+    return jnp.moveaxis(pieces, 0, side).reshape(shape)
+
+
+def _part(x_SRC: jax.Array, axes: tuple[str, ...], side: int, n: int) -> jax.Array:
+    """The way back."""
+    shape = list(x_SRC.shape)
+    shape[side : side + 1] = n, shape[side] // n
+    pieces = jnp.moveaxis(x_SRC.reshape(shape), side, 0)
+    pieces = jax.lax.all_to_all(pieces, axes, split_axis=0, concat_axis=0, tiled=True)
+    return pieces.reshape(-1, *pieces.shape[2:])
 
 
 def _padded(x_SRC: jax.Array, S: int) -> jax.Array:

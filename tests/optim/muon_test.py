@@ -19,7 +19,6 @@ from model.config import ModelConfig
 from optim.build import build
 from optim.config import GroupConfig, MuonConfig, OptimConfig
 from optim.groups import label
-from optim.matrices import layout_of, to_matrices
 from optim.muon import scale_by_muon
 from optim.newton_schulz import COEFFICIENTS
 
@@ -68,12 +67,7 @@ FEW = {  # one of each kind
         "feed_forward": {name: PARAMS["layers"]["feed_forward"][name] for name in ("gate", "down")},
     }
 }
-TWO = {
-    "layers": {
-        "attention": {"key": PARAMS["layers"]["attention"]["key"]},
-        "feed_forward": {name: PARAMS["layers"]["feed_forward"][name] for name in ("gate", "down")},
-    }
-}
+TWO = {"layers": {"feed_forward": {name: PARAMS["layers"]["feed_forward"][name] for name in ("gate", "down")}}}
 
 
 @pytest.mark.parametrize(

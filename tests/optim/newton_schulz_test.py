@@ -62,7 +62,9 @@ def test_polar_express_is_nearer_to_orthogonal_than_the_standard_set():
         assert error["polar_express"] < error["standard"], error
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-6), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float32", 2e-6), pytest.param("bfloat16", 0.02, marks=pytest.mark.slow)]
+)
 def test_transposed_is_the_same_and_stacks_are_their_matrices(dtype, atol):
     x_SRC = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 24, 40)), dtype)
     turn = jax.jit(lambda x: orthogonalise(x, coefficients("standard")).astype(jnp.float32))
