@@ -11,17 +11,20 @@ from optim.adaptive import adapt
 from optim.clip import clip
 from optim.config import OptimConfig
 from optim.groups import Direction, Group, groups, label
+from optim.muon import scale_by_muon
 from optim.qk_clip import qk_clip, watch_logits
 from optim.schedule import Steps, make_schedule
 from optim.shampoo import shampoo
 from optim.skip import skip
 from optim.soap import soap
+from optim.weight_decay import add_cautious_decay
 
 # What turns gradients into a direction, before weight decay and learning rate.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Direction], optax.GradientTransformation]] = {
     "adamw": lambda _, own: optax.scale_by_adam(own.b1, own.b2, own.epsilon),
     "soap": lambda config, own: soap(config.soap, own),
     "shampoo": lambda config, own: shampoo(config.shampoo, own),
+    "muon": lambda config, _: scale_by_muon(config.muon),
 }
 
 
@@ -42,23 +45,18 @@ def build(
 
     decays = {group.weight_decay for group in found.values()} - {0.0}
     multipliers = {group.multiplier for group in found.values()} - {1.0}
+    add_decay = add_cautious_decay if config.cautious_decay else optax.add_decayed_weights
     chain = optax.chain(
         clip(config),
         optax.partition(
             {name: OPTIMIZERS[direction.optimizer](config, direction) for direction, name in kinds.items()},
             of_groups(lambda group: kinds[group.direction]),
         ),
-        *[
-            optax.add_decayed_weights(decay, of_groups(lambda g, d=decay: g.weight_decay == d))
-            for decay in sorted(decays)
-        ],
+        *[add_decay(decay, of_groups(lambda g, d=decay: g.weight_decay == d)) for decay in sorted(decays)],
         *[optax.masked(optax.scale(m), of_groups(lambda g, m=m: g.multiplier == m)) for m in sorted(multipliers)],
     )
-    # The rate follows the steps of the run, also those skipped. Zeros put in behind it would keep XLA from adding
-    # rate x direction to a parameter in one rounding, and change every bit.
     chain = optax.chain(
-        skip(chain, config.skip),
-        optax.scale_by_learning_rate(schedule),
+        skip(chain, optax.scale_by_learning_rate(schedule), config.skip),
         *_logit_control(config),  # last, for it acts on what the parameters become
     )
     return optax.with_extra_args_support(chain), schedule

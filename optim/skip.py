@@ -25,13 +25,19 @@ class SkipState(NamedTuple):
     """The chain's state, and what decides the next step. W is the window's length."""
 
     inner: Any
+    always: Any
     count: jax.Array  # int32: finite steps seen, whose values the window holds, or the last W of them
     window: dict[str, jax.Array]  # float32[W] of `loss` and `grad_norm`, a ring; empty where spikes are not skipped
     metrics: Metrics
 
 
-def skip(inner: optax.GradientTransformation, config: SkipConfig) -> optax.GradientTransformationExtraArgs:
-    """The chain with updates of 0, and its state as it was, in steps that are skipped.
+def skip(
+    inner: optax.GradientTransformation, always: optax.GradientTransformation, config: SkipConfig
+) -> optax.GradientTransformationExtraArgs:
+    """The chain `inner`, `always` with updates of 0 in steps that are skipped, which leave the state of `inner` as it was.
+
+    `always`, the learning rate, follows all steps of the run. It comes before the zeros are put in, for then XLA:CPU
+    rounds an update before it is added, in every program alike: what may follow (QK-Clip) changes no bit elsewhere.
 
     `update(grads, state, params, loss=...)`; without a loss only the gradients are watched. Metrics: `skipped_steps`,
     all so far; `nonfinite_in_a_row`, up to this step. Once those are `nonfinite_limit`, all that follows is skipped
@@ -43,7 +49,7 @@ def skip(inner: optax.GradientTransformation, config: SkipConfig) -> optax.Gradi
         zero = jnp.zeros((), jnp.int32)
         window = {name: jnp.zeros(config.window) for name in ("loss", "grad_norm") if config.spikes}
         metrics = Metrics({"skipped_steps": zero, "nonfinite_in_a_row": zero})
-        return SkipState(inner.init(params), zero, window, metrics)
+        return SkipState(inner.init(params), always.init(params), zero, window, metrics)
 
     def update(grads: Any, state: SkipState, params: Any = None, *, loss: Any = 0.0, **extra: Any) -> tuple:
         before = state.metrics.values
@@ -54,6 +60,7 @@ def skip(inner: optax.GradientTransformation, config: SkipConfig) -> optax.Gradi
         take = (in_a_row == 0) & ~is_spike(latest, state.window, state.count, config.sigmas)
 
         updates, after = inner.update(grads, state.inner, params, loss=loss, **extra)
+        updates, followed = always.update(updates, state.always, params)
         updates = jax.tree.map(lambda u: jnp.where(take, u, jnp.zeros_like(u)), updates)
         kept = jax.tree.map(
             lambda new, old: new if isinstance(new, Metrics) else jnp.where(take, new, old),
@@ -63,7 +70,7 @@ def skip(inner: optax.GradientTransformation, config: SkipConfig) -> optax.Gradi
         )
         window = {name: _push(values_W, latest[name], state.count, finite) for name, values_W in state.window.items()}
         metrics = {"skipped_steps": before["skipped_steps"] + ~take, "nonfinite_in_a_row": in_a_row}
-        return updates, SkipState(kept, state.count + finite, window, Metrics(metrics))
+        return updates, SkipState(kept, followed, state.count + finite, window, Metrics(metrics))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

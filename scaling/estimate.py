@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from data.config import Stage
+from optim.cost import update_cost
 from scaling import roofline
 from scaling.chips import Topology
 from scaling.remat import at_work, kept, padded
@@ -94,6 +95,7 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
     one_layer = model.layer_matmul_parameters * size / tensor
     D = model.d_model
     offloads = run.train.offload_optimizer
+    update = update_cost(abstract.params, run.optim, dict(mesh.shape)).busiest
     return Estimate(
         parameters=params,
         optimizer=0.0 if offloads else moments,
@@ -106,7 +108,7 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
         layer=table * (1 if M == 1 else 2) + X * size * at_work(model, tensor) + one_layer,
         tables=3 * table,
         copies=wide * layers / 2,
-        time=roofline.seconds(run, topology, stage, mesh, params, moments if offloads else 0.0),
+        time=roofline.seconds(run, topology, stage, mesh, params, moments if offloads else 0.0, update),
     )
 
 

@@ -19,6 +19,7 @@ from core.errors import UserError
 from core.files import MANIFEST, read_json, read_manifest, write_json
 from core.progress import say
 from data.config import Stage
+from optim.cost import update_cost
 from scaling import compiled
 from scaling.chips import Topology
 from scaling.estimate import Estimate, estimate
@@ -78,6 +79,7 @@ def make_plan(
         "compiled_seconds": result["seconds"] if result else None,
         "memory": _memory(topology, result, guess),
         "flops": {"per_token": flops, "per_step": flops * own.tokens, "peak_per_device": topology.chip.flops},
+        "update": update_cost(program.abstract.params, run.optim, dict(mesh.shape))._asdict(),
         "time": _times(times, guess, flops * own.tokens, topology, own.tokens),
         "estimate": guess.as_dict(),
         "run": _run(stages, run, own.number, seconds, topology),

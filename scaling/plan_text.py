@@ -88,6 +88,12 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "at the peak", f"{seconds(time['ideal'])}"
     yield "MFU", f"{time['mfu']:.1%}  of {flops['peak_per_device'] / 1e12:,.0f} TFLOP/s a device"
     yield "FLOPs", f"{flops['per_token']:.4g} a token (6 N + 12 L N_heads H S), {flops['per_step']:.4g} a step"
+    if update := plan["update"]["flops"]:
+        most = plan["update"]["busiest"] * plan["topology"]["devices"] / update
+        yield (
+            "  of the update",
+            f"{update:.4g}, {update / flops['per_step']:.2%} of it; the busiest device {most:.1f} x the mean",
+        )
     rate = f"{time['tokens_per_second']:,.0f} tokens/s, {time['tokens_per_second_per_chip']:,.0f} a chip"
     yield "throughput", rate
 

@@ -11,7 +11,7 @@ from data.config import Stage
 from model.config import ModelConfig
 from scaling.chips import Chip, Topology
 from scaling.remat import AGAIN, kept, padded, recomputed
-from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, attention_flops, slowest
+from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, NEWTON_SCHULZ, attention_flops, slowest
 from train.run import Run
 from train.step import V5E
 
@@ -47,7 +47,7 @@ class Seconds(NamedTuple):
     """Of a step; what is hidden is no part of the sum."""
 
     compute: float
-    kernels: dict[str, float]  # of the loss, on TPUs
+    kernels: dict[str, float]  # of the loss, on TPUs, and of the optimiser
     attention: float
     exposed: float  # collectives that the device waits for
     hidden: float
@@ -66,8 +66,13 @@ class Seconds(NamedTuple):
         return self.outside_attention + self.attention
 
 
-def seconds(run: Run, topology: Topology, stage: Stage, mesh: Any, params: float, offloaded: float) -> Seconds:
-    """Of a step; `params` and `offloaded` are bytes of a device: parameters, moments in the memory of the host."""
+def seconds(
+    run: Run, topology: Topology, stage: Stage, mesh: Any, params: float, offloaded: float, update: float = 0.0
+) -> Seconds:
+    """Of a step; `params` and `offloaded` are bytes of a device: parameters, moments in the memory of the host.
+
+    `update` is the FLOPs of the optimiser's products on the device that has most.
+    """
     model, chip, own = run.model, topology.chip, habits(topology.chip)
     tensor = mesh.shape["tensor"]
     tokens = stage.rows * stage.row_length / topology.devices
@@ -83,6 +88,8 @@ def seconds(run: Run, topology: Topology, stage: Stage, mesh: Any, params: float
         compute += moved / chip.bandwidth
         splits = mesh.shape["fsdp"] * mesh.shape["context"]
         compute *= 1 + NARROW * (splits > 1 and model.d_model / splits < ROWS)
+    if update:
+        kernels |= {NEWTON_SCHULZ: update / (KERNEL_SHARE * chip.flops)}
     again = 4 / 3 if model.remat in AGAIN else 1
     attention = tokens * attention_flops(model, stage.row_length) * slowest(mesh.shape["context"]) * again
     attention /= ATTENTION_SHARE * chip.flops

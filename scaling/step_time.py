@@ -1,7 +1,8 @@
 """How long a step takes, from a compiled program: cycles by the compiler, kernels by FLOPs, collectives by bytes.
 
 Cycles are XLA's own estimates times the trips of the loops around them. A Pallas kernel has none: it is charged the
-FLOPs of its reference at 80% of the peak, attention at 50% and on a line of its own; the rotation, which is bound by
+FLOPs of its reference at 80% of the peak (of Muon's symmetric products all, though their kernel leaves out nearly
+half), attention at 50% and on a line of its own; the rotation, which is bound by
 memory, and kernels of which nothing is known what they read from HBM and write there, at its bandwidth. Collectives
 that the compiler has not made asynchronous take their bytes at full link speed, an all-reduce twice (it is a
 reduce-scatter and an all-gather). Nothing is known of stragglers, input, and latency.
@@ -30,6 +31,7 @@ from scaling.hlo import Executed, Instruction, Program, executed, parse
 
 TRIPS = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1, "collective-permute": 1}
 KERNEL_SHARE, ATTENTION_SHARE = 0.8, 0.5  # of the peak
+NEWTON_SCHULZ = "newton_schulz_product"
 BY_BYTES = "rope"  # how the names of kernels begin that are bound by memory
 
 
@@ -115,7 +117,7 @@ def step_time(
 
 
 def _on_the_chip(program: Program) -> tuple[collections.Counter[str], collections.Counter[str]]:
-    """Cycles by opcode, and bytes from and to HBM of kernels by name."""
+    """Cycles by opcode; of kernels, by name, bytes from and to HBM, or FLOPs of Muon's."""
     results = {own.name: own for body in program.computations.values() for own in body}
     compute: collections.Counter[str] = collections.Counter()
     kernels: collections.Counter[str] = collections.Counter()
@@ -124,8 +126,11 @@ def _on_the_chip(program: Program) -> tuple[collections.Counter[str], collection
         if own.cycles:
             compute[own.opcode] += own.cycles * run.times
         elif own.target == "tpu_custom_call":
-            operands = (results[name].hbm for name in set(own.operands) if name in results)
-            kernels[kernel_name(own)] += run.times * (own.hbm + sum(operands))
+            if (name := kernel_name(own)) == NEWTON_SCHULZ:
+                kernels[name] += run.times * _symmetric_product(results[own.operands[-1]])
+                continue
+            operands = (results[operand].hbm for operand in set(own.operands) if operand in results)
+            kernels[name] += run.times * (own.hbm + sum(operands))
     return compute, kernels
 
 
@@ -216,6 +221,12 @@ def _sent(own: Instruction, times: int, topology: Topology) -> Collective:
     return Collective("send", (shape,), slices, times, moved, True, seconds, own.op_name)
 
 
+def _symmetric_product(x: Instruction) -> float:
+    """FLOPs of x x^T of all matrices of a stack x."""
+    ((_, (S, R, C)),) = x.arrays
+    return 2.0 * S * R * R * C
+
+
 def _charge(
     kernels: collections.Counter[str], topology: Topology, model: ModelConfig, tokens: int, row_length: int, text: str
 ) -> tuple[dict[str, float], float, tuple[str, ...]]:
@@ -224,6 +235,7 @@ def _charge(
     # One product of hidden states and head, of three: the loss's kernels compute logits again, which is not counted.
     product = 2 * per_device * model.d_model * model.vocab_size / (KERNEL_SHARE * topology.chip.flops)
     known = {"cross_entropy_forward": product, "cross_entropy_backward": 2 * product}
+    known[NEWTON_SCHULZ] = kernels[NEWTON_SCHULZ] / (KERNEL_SHARE * topology.chip.flops)
     charged = {name: known[name] for name in kernels if name in known}
     names = [name for name in kernels if name.startswith("attention")]
     by_bytes = set(kernels) - charged.keys() - set(names)

@@ -42,6 +42,7 @@ RULES = (
     Rule(r"/mean_norms/"),  # a number a layer
     # What SOAP and Shampoo keep of stacks of matrices R x C (optim/kronecker.py): a device whole matrices, else rows.
     Rule(r"(^|/)matrices/\w+/layers/[\w/]+$", "LRC", "LR", "LRC"),
+    Rule(r"(^|/)mean_square/"),  # of NorMuon: a number a neuron, whole on every device
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
     Rule(r"layers/attention/(key|value)$", "LDKH", "K", "D"),

@@ -114,6 +114,18 @@ def test_exchanges_by_how_they_run():
     assert times.unknown == ()
 
 
+def test_symmetric_products_are_charged_as_plain_ones():
+    """By the shape of what is multiplied, not of the result."""
+    kernel = "%kernel = bf16[2,128]{1,0} custom-call(%x), "
+    product = """%wide = bf16[3,128,640]{2,1,0} copy(%x)
+  %kernel = bf16[3,128,128]{2,1,0} custom-call(%blocks, %wide, %wide), """
+    text = PROGRAM.replace(kernel, product).replace("attention_forward", "closed_call/newton_schulz_product")
+    chip = parse_topology("v5e:2x2").chip
+    times = step_time(text, parse_topology("v5e:2x2"), MODEL, 1024, 256)
+    assert times.kernels == {"newton_schulz_product": pytest.approx(6 * 2 * 3 * 128 * 128 * 640 / 0.8 / chip.flops)}
+    assert times.uncharged == ()
+
+
 def test_what_is_not_known_is_told():
     text = PROGRAM.replace("attention_forward", "something_new")
     times = step_time(text, parse_topology("v5e:2x2"), MODEL, 1024, 256)

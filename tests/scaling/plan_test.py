@@ -224,6 +224,10 @@ def test_unexpected_exchanges_are_named(config, tmp_path):
     assert "of logits" in told(2, 512, 4096)[0]
     assert "of hidden states" in told(16, 512, 512)[0]
     assert told(8, 512, 128, context=4) == []  # keys and values of whole rows
+    update = gathered(10, 1, 64, 2048)._replace(op_name="jit(step)/owners/shard_map/all_gather")
+    assert unexpected((update,), run.model, stage, 8, 1, 1) == []  # what replicas orthogonalised
+    update = update._replace(op_name="jit(step)/owners/shard_map")
+    assert len(unexpected((update,), run.model, stage, 8, 1, 1)) == 1
     reduced = gathered(16, 512, 512)._replace(opcode="all-reduce")
     assert unexpected((reduced,), run.model, stage, 8, 1, 1) == []
 
