@@ -34,7 +34,7 @@ class SkipState(NamedTuple):
 def skip(
     inner: optax.GradientTransformation, always: optax.GradientTransformation, config: SkipConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain `inner`, `always` with updates of 0 in steps that are skipped, which leave the state of `inner` as it was.
+    """The chain `inner`, `always`; in steps that are skipped updates are 0, and the state of `inner` stays as it was.
 
     `always`, the learning rate, follows all steps of the run. It comes before the zeros are put in, for then XLA:CPU
     rounds an update before it is added, in every program alike: what may follow (QK-Clip) changes no bit elsewhere.

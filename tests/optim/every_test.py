@@ -19,7 +19,7 @@ from cross_entropy_lab import QUICKLY, quickly_compiled
 from model import transformer
 from model.config import ModelConfig
 from optim.build import OPTIMIZERS, build
-from optim.config import OptimConfig, ShampooConfig, SoapConfig
+from optim.config import MuonConfig, OptimConfig, ShampooConfig, SoapConfig
 from optim.groups import path_name
 from train.checkpoint import Checkpoints
 from train.config import MeshConfig
@@ -37,6 +37,7 @@ STEPS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "soap": {"soap": SoapConfig(interval=2)},
     "shampoo": {"shampoo": ShampooConfig(interval=2)},
+    "muon": {"muon": MuonConfig(dtype="float32")},  # bfloat16 rounds a matrix in parts otherwise than whole
 }
 TOLERANCES: dict[str, float] = {}
 

@@ -123,7 +123,7 @@ def test_symmetric_products_are_charged_as_plain_ones():
     chip = parse_topology("v5e:2x2").chip
     times = step_time(text, parse_topology("v5e:2x2"), MODEL, 1024, 256)
     assert times.kernels == {"newton_schulz_product": pytest.approx(6 * 2 * 3 * 128 * 128 * 640 / 0.8 / chip.flops)}
-    assert times.uncharged == ()
+    assert times.unknown == ()
 
 
 def test_what_is_not_known_is_told():
