@@ -7,6 +7,7 @@ those that count 1, 2, ...
 
 import itertools
 import math
+import re
 import shutil
 import statistics
 import time
@@ -179,7 +180,8 @@ class _Lab:
         self.done += 1
         run, evaluation = self.make_run(self._keys(trial))
         made_from = fingerprint({"spec": run_spec(run, self.workdir), "run": repr(run), "eval": repr(evaluation)})
-        folder = self.workdir / PLACE / "runs" / f"{trial.variant}-{trial.length:g}-{trial.seed}-{made_from[:12]}"
+        named = re.sub(r"\W+", "-", trial.variant)
+        folder = self.workdir / PLACE / "runs" / f"{named}-{trial.length:g}-{trial.seed}-{made_from[:12]}"
         path = folder / "result.json"
         if not path.exists():
             left = (
