@@ -5,7 +5,7 @@
 
 Optimiser and batch are the paper's (Touvron et al. 2023), with a linear decay at the end instead of its cosine.
 
-Expected time: by its plan 19.2 s a step, 106 days on 64 chips of v4; nothing of this size was run.
+Expected time: by its plan 19.3 s a step, 107 days on 64 chips of v4; nothing of this size was run.
 Expected result: 6,738,415,616 parameters, and a plan that takes 24.9 of 30.75 GiB a chip.
 """
 

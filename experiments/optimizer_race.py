@@ -3,9 +3,10 @@
     python launch.py --config=experiments/optimizer_race.py --workdir=runs/race
     python launch.py compare --config=experiments/optimizer_race.py --workdir=runs/race
 
-It mirrors the optimisation track of modded-nanogpt (a fixed model, steps to a loss, everything but the optimiser held;
+It mirrors the optimisation track of modded-nanogpt (a fixed model, steps to a loss, all but the optimiser held;
 `experiments/optimizer_track_124m.py` is that track) at a size that two CPU cores finish. AdamW has the larger
-budget for tuning, nine runs, the others five or fewer. Those that differ in how they hold attention logits take Muon's rate.
+budget for tuning, nine runs, the others five or fewer. Those that differ in how they hold attention logits take
+Muon's rate.
 
 Expected time: a minute for the first command; for the second, 119 runs of under a minute on two CPU cores.
 Expected result: a table and a verdict. Not run to its end yet: 0 of 119 runs are on record.

@@ -3,7 +3,7 @@
     python launch.py plan --config=experiments/smollm3_3b.py --topology=v5e:16x16
     python launch.py --config=experiments/smollm3_3b.py --config.data.path=DIR --config.tokenizer.path=FILE
 
-Expected time: by its plan 1.19 s a step, 65 days on 256 chips of v5e; nothing of this size was run.
+Expected time: by its plan 1.20 s a step, 65 days on 256 chips of v5e; nothing of this size was run.
 Expected result: 3,075,098,624 parameters, and a plan that takes 11.3 of 15.75 GiB a chip.
 """
 
