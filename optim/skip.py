@@ -40,8 +40,8 @@ def skip(
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of the three; in steps that are skipped updates are 0, and `inner` and `last` stay as they were.
 
-    `rate`, the learning rate, follows all steps of the run. Zeros are selected behind it: XLA:CPU then rounds an update
-    before it is added to a parameter, in every program alike, so that what comes `last` (QK-Clip) changes no bit
+    `rate`, the learning rate, follows all steps of the run. Zeros are selected behind it: XLA:CPU then rounds updates
+    before they are added to parameters, in every program alike, so that what comes `last` (QK-Clip) changes no bit
     where it does nothing.
 
     `update(grads, state, params, loss=...)`; without a loss only the gradients are watched. Metrics: `skipped_steps`,

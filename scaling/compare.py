@@ -62,6 +62,11 @@ class Result(NamedTuple):
     peak_bytes: int  # on an accelerator; 0 where they are not counted
     failed: str = ""
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """For JSON, which has no infinity."""
+        return self._asdict() | {"loss": self.loss if math.isfinite(self.loss) else None}
+
 
 MakeRun = Callable[[Mapping[str, Any]], tuple[Run, EvalConfig]]
 
@@ -73,14 +78,17 @@ def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, 
     if not jax.config.jax_compilation_cache_dir:  # seeds of a variant are one program
         jax.config.update("jax_compilation_cache_dir", str(workdir / PLACE / "compile_cache"))
     lab = _Lab(config, make_run, workdir)
-    tuned = {variant: lab.tune(variant) for variant in config.variants}
-    results: dict[str, dict[float, list[Result]]] = {}
-    for variant in config.variants:
-        lengths = (1.0,) if variant == config.baseline else config.lengths
-        results[variant] = {
+    tuned: dict[str, dict[str, Any]] = {}
+    for variant in config.in_order:
+        other = config.variants[variant].tuned_as
+        tuned[variant] = tuned[other] if other else lab.tune(variant)
+    results = {
+        variant: {
             length: [lab.run(Trial(variant, tuned[variant], length, seed)) for seed in range(1, config.seeds + 1)]
-            for length in lengths
+            for length in config.lengths_of(variant)
         }
+        for variant in config.variants
+    }
     found = {
         "name": name,
         "baseline": config.baseline,
@@ -91,11 +99,10 @@ def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, 
         "variants": {
             variant: {
                 "set": dict(config.variants[variant].set),
-                "tuned": {key: tuned[variant][key] for key in _tuned_keys(config, variant)},
-                "tuning": [
-                    {**one._asdict(), "keys": dict(one.keys)} | own._asdict() for one, own in lab.tuning[variant]
-                ],
-                "runs": {f"{length:g}": [own._asdict() for own in runs] for length, runs in of_lengths.items()},
+                "tuned": tuned[variant],
+                "at_the_edge": at_the_edge(config, variant, tuned[variant]),
+                "tuning": [{**one._asdict(), "keys": dict(one.keys)} | own.plain for one, own in lab.tuning[variant]],
+                "runs": {f"{length:g}": [own.plain for own in runs] for length, runs in of_lengths.items()},
             }
             for variant, of_lengths in results.items()
         },
@@ -107,9 +114,12 @@ def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, 
     say(f"compare: {pages[0]}, and compare.json beside it")
 
 
-def _tuned_keys(config: CompareConfig, variant: str) -> list[str]:
+def at_the_edge(config: CompareConfig, variant: str, tuned: Mapping[str, Any]) -> list[str]:
+    """Tuned keys whose best value is the least or the greatest of those tried: beyond it may lie a better one."""
     own = config.variants[variant]
-    return [key for key, _ in (config.variants[own.tuned_as] if own.tuned_as else own).tune]
+    tried = (config.variants[own.tuned_as] if own.tuned_as else own).tune
+    numbers = [(key, values) for key, values in tried if all(isinstance(value, int | float) for value in values)]
+    return [key for key, values in numbers if len(values) > 1 and tuned[key] in (min(values), max(values))]
 
 
 class _Lab:
@@ -123,7 +133,7 @@ class _Lab:
         self.steps, every = base.train.steps, base.train.eval_every
         if not self.steps or not every:
             raise UserError("config compare: trials need train.steps and train.eval_every, and no batch.stages")
-        for length in config.lengths:
+        for length in {length for variant in config.variants for length in config.lengths_of(variant)}:
             if self._steps(length) % every:
                 raise UserError(
                     f"config compare.lengths: {length:g} of {self.steps:,} steps is no multiple of "
@@ -131,17 +141,17 @@ class _Lab:
                 )
         rounds = sum(len(values) for own in config.variants.values() for _, values in own.tune)
         repeated = sum(max(0, len(own.tune) - 1) for own in config.variants.values())
-        others = (len(config.variants) - 1) * len(config.lengths)
-        self.total = rounds - repeated + config.seeds * (1 + others)
+        lengths = sum(len(config.lengths_of(variant)) for variant in config.variants)
+        self.total = rounds - repeated + config.seeds * lengths
         self._require_all()
 
     def _require_all(self) -> None:
         """Refuses what cannot be made, before the first trial runs."""
         for variant, own in self.config.variants.items():
             tried = ({**_first(own), key: value} for key, values in own.tune for value in values)
-            for keys, length in itertools.product([_first(own), *tried], self.config.lengths):
+            for keys, length in itertools.product([_first(own), *tried], {1.0, *self.config.lengths_of(variant)}):
                 run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
-                build(run.optim, run.steps)
+                abstract(run.model, build(run.optim, run.steps, run.batches)[0])
 
     def _steps(self, length: float) -> int:
         return round(length * self.steps)
@@ -152,10 +162,8 @@ class _Lab:
         return own | {"train.steps": self._steps(trial.length), "seed": trial.seed}
 
     def tune(self, variant: str) -> dict[str, Any]:
-        """The keys of the lowest final loss, one key after the other; of another variant where that is asked."""
+        """The keys of the lowest final loss, one key after the other."""
         own = self.config.variants[variant]
-        if own.tuned_as:
-            return {**self.best(own.tuned_as)}
         keys = _first(own)
         for number, (key, values) in enumerate(own.tune):
             for value in values:
@@ -163,16 +171,14 @@ class _Lab:
                     continue  # tried in the round before
                 trial = Trial(variant, {**keys, key: value}, 1.0, 0)
                 self.tuning[variant].append((trial, self.run(trial)))
-            keys = self.best(variant)
+            keys = self._best(variant)
         return keys
 
-    def best(self, variant: str) -> dict[str, Any]:
-        """Of the trials that tuned a variant so far."""
-        if not self.tuning[variant]:
-            return {}
-        trial, result = min(self.tuning[variant], key=lambda pair: pair[1].loss)
+    def _best(self, variant: str) -> dict[str, Any]:
+        """Of the trials that tuned a variant so far; where all failed, it will fail in the race too."""
+        trial, result = min(self.tuning[variant], key=lambda pair: pair[1].loss)  # the first of those that failed
         if not math.isfinite(result.loss):
-            raise UserError(f"compare: every trial of {variant} failed: {result.failed}")
+            say(f"compare: every trial of {variant} failed: {result.failed}")
         return dict(trial.keys)
 
     def run(self, trial: Trial) -> Result:
@@ -216,13 +222,14 @@ def _first(variant: VariantConfig) -> dict[str, Any]:
 def _read(folder: Path, run: Run, failed: str) -> Result:
     """A trial's result from what its run wrote."""
     rows = read_metrics(folder / FOLDER / "metrics.jsonl")
-    curve = [(row["step"], row[MEASURE]) for row in rows if MEASURE in row]
+    curve = [(row["step"], row[MEASURE]) for row in rows if math.isfinite(row.get(MEASURE, math.nan))]
     trained = [row for row in rows if "tokens_per_second" in row]
     per_step = run.batch.rows * run.batch.row_length
     rates = sorted(row["tokens_per_second"] for row in trained[1:]) or [math.inf]
-    complete = not failed and curve and curve[-1][0] == run.train.steps
+    if not curve or curve[-1][0] < run.train.steps:
+        failed = failed or "no finite held-out loss at the end"
     return Result(
-        curve[-1][1] if complete else math.inf,
+        math.inf if failed else curve[-1][1],
         trained[-1]["seconds"] if trained else 0.0,
         per_step / statistics.median(rates),
         _state_bytes(run),

@@ -28,7 +28,10 @@ class Row(NamedTuple):
 def losses(found: Mapping[str, Any]) -> dict[str, dict[float, list[float]]]:
     """Final losses by variant and length, one a seed; infinite where a run failed."""
     return {
-        name: {float(length): [own["loss"] for own in runs] for length, runs in variant["runs"].items()}
+        name: {
+            float(length): [math.inf if own["loss"] is None else own["loss"] for own in runs]
+            for length, runs in variant["runs"].items()
+        }
         for name, variant in found["variants"].items()
     }
 
@@ -37,17 +40,22 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
     """One a variant, the lowest loss first."""
     by_length, base = losses(found), found["baseline"]
     theirs = by_length[base][1.0]
-    lengths = sorted({length for name, own in by_length.items() if name != base for length in own})
-    p_values = {
-        length: holm({name: p_less(own[length], theirs) for name, own in by_length.items() if name != base})
-        for length in lengths
+    tests = {
+        (name, length): p_less(values, theirs)
+        for name, own in by_length.items()
+        for length, values in own.items()
+        if name != base
     }
+    corrected = holm(tests)
     made = []
     for name, variant in found["variants"].items():
         own, whole = by_length[name], variant["runs"]["1"]
         grid_LS = np.array([own[length] for length in sorted(own)])
         compared = name != base and np.isfinite(grid_LS).all() and np.isfinite(theirs).all()
-        tuned = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in variant["tuned"].items())
+        tuned = ", ".join(
+            f"{key.rpartition('.')[2]} {value}" + (" (edge)" if key in variant["at_the_edge"] else "")
+            for key, value in variant["tuned"].items()
+        )
         made.append(
             Row(
                 name,
@@ -55,7 +63,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
                 len(variant["tuning"]),
                 interval(own[1.0]),
                 bootstrap_steps(theirs, sorted(own), grid_LS) if compared else None,
-                {length: p_values[length][name] for length in lengths} if name != base else {},
+                {length: corrected[name, length] for length in own if name != base},
                 float(np.median([one["step_seconds"] for one in whole])),
                 float(np.mean([one["seconds"] for one in whole])),
                 whole[0]["state_bytes"],
@@ -85,6 +93,10 @@ def table(found: Mapping[str, Any]) -> str:
         f"{found['steps']:,} steps, {seeds} seeds; intervals are of 95%, p values of Welch's one-sided test",
     ]
     lines[-1] += f" against {base} over all steps, corrected for their number (Holm)."
+    if any("(edge)" in row.keys for row in own):
+        lines.append(
+            "(edge): the best of the values tried is the least or the greatest; beyond it may lie a better one."
+        )
     return "\n".join([*lines, judge(found).said[:1].upper() + judge(found).said[1:] + ".", ""])
 
 
@@ -109,5 +121,7 @@ def shown_steps(steps: Interval | None) -> str:
     """A share of the baseline's steps; an end that is infinite was not reached."""
     if steps is None:
         return ""
+    if steps.mean == steps.high:  # no run was short enough to end above it
+        return f"at most {steps.mean:.2f}"
     ends = [f"{end:.2f}" if math.isfinite(end) else "not" for end in steps]
     return f"{ends[0]} ({ends[1]} to {ends[2]})"

@@ -16,6 +16,7 @@ class VariantConfig:
     # One key after the other, each with its values; those before it at the best that was found.
     tune: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     tuned_as: str = ""  # takes the tuned keys of this variant, and tunes nothing
+    lengths: tuple[float, ...] = ()  # in place of all variants'; the last is 1
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class CompareConfig:
     def __post_init__(self):
         require(self.seeds >= 2, f"seeds={self.seeds} must be 2 or more: of one run nobody knows the spread")
         require(0 < self.significance < 1, f"significance={self.significance} must lie between 0 and 1")
-        require(bool(self.lengths) and self.lengths[-1] == 1, f"lengths={self.lengths} must end with 1")
-        require(
-            all(0 < a < b for a, b in zip(self.lengths, self.lengths[1:])) and self.lengths[0] > 0,
-            f"lengths={self.lengths} must be ascending shares",
-        )
+        for name, lengths in [("", self.lengths), *((f"variants.{n}.", v.lengths) for n, v in self.variants.items())]:
+            ascending = all(a < b for a, b in zip((0.0, *lengths), lengths)) and lengths[-1:] == (1.0,)
+            require(
+                ascending or bool(name and not lengths), f"{name}lengths={lengths} must be ascending shares up to 1"
+            )
         if self.variants:
             require(len(self.variants) >= 2, "variants: one alone is no comparison")
             require(
@@ -48,3 +49,12 @@ class CompareConfig:
                 not variant.tuned_as or variant.tuned_as in known,
                 f"variants.{name}.tuned_as={variant.tuned_as!r} is none of {', '.join(known)}",
             )
+
+    def lengths_of(self, variant: str) -> tuple[float, ...]:
+        """Shares of the steps over which a variant is trained; the baseline over all of them alone."""
+        return (1.0,) if variant == self.baseline else self.variants[variant].lengths or self.lengths
+
+    @property
+    def in_order(self) -> list[str]:
+        """The variants, those that are tuned before those that take what was found."""
+        return sorted(self.variants, key=lambda name: bool(self.variants[name].tuned_as))

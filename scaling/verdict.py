@@ -34,7 +34,7 @@ def p_less(ours: Sequence[float], theirs: Sequence[float]) -> float:
         return 1.0
     if not np.isfinite(theirs).all():  # a baseline that failed is not a number to be below of
         return math.nan
-    if np.ptp(ours) == 0 == np.ptp(theirs):
+    if np.ptp(ours) < 1e-12 > np.ptp(theirs):  # nothing to divide by
         return 0.0 if ours[0] < theirs[0] else 1.0
     return float(stats.ttest_ind(ours, theirs, equal_var=False, alternative="less").pvalue)
 
@@ -68,15 +68,15 @@ def bootstrap_steps(
 ) -> Interval:
     """`steps_to` the baseline's mean, with an interval over seeds of both, drawn with replacement."""
     random = np.random.default_rng(0)
-    theirs, seeds = np.asarray(baseline), losses_LS.shape[1]
-    found = [
-        steps_to(
-            theirs[random.integers(len(theirs), size=len(theirs))].mean(),
-            lengths,
-            losses_LS[:, random.integers(seeds, size=seeds)].mean(1),
-        )
-        for _ in range(draws)
-    ]
+    theirs = np.asarray(baseline)
+
+    def mean(values_S: np.ndarray) -> np.ndarray:
+        """Of values drawn again, its deviation widened as Student's t does for so few."""
+        n = values_S.shape[-1]
+        drawn, centre = values_S[..., random.integers(n, size=n)].mean(-1), values_S.mean(-1)
+        return centre + (drawn - centre) * math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+
+    found = [steps_to(float(mean(theirs)), lengths, mean(losses_LS)) for _ in range(draws)]
     low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
     return Interval(steps_to(theirs.mean(), lengths, losses_LS.mean(1)), float(low), float(high))
 
@@ -94,16 +94,21 @@ def verdict(losses: Mapping[str, Sequence[float]], significance: float) -> Verdi
 
     A variant of which a run failed neither wins nor is beaten.
     """
-    whole = {name: own for name, own in losses.items() if np.isfinite(own).all()}
+    # Variants of equal runs are one: they never did what sets them apart, such as a clip that nothing reached.
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for name, own in losses.items():
+        if np.isfinite(own).all():
+            alike.setdefault(tuple(own), []).append(name)
+    whole = {" = ".join(names): own for own, names in alike.items()}
     if len(whole) < 2:
         return Verdict(None, 1.0, f"no winner: runs failed of all but {len(whole)} of {len(losses)} variants")
     best = min(whole, key=lambda name: float(np.mean(whole[name])))
     others = holm({name: p_less(whole[best], own) for name, own in whole.items() if name != best})
-    alike = [name for name, p in others.items() if not p < significance]
-    if not alike:
+    near = [name for name, p in others.items() if not p < significance]
+    if not near:
         worst = max(others.values())
         return Verdict(best, worst, f"{best} ends lowest: p {shown_p(worst)} against each of the others that ended")
-    among = " and ".join([best, *alike]) if len(alike) < 3 else f"{best}, {', '.join(alike[:-1])} and {alike[-1]}"
+    among = f"{', '.join([best, *near[:-1]])} and {near[-1]}"
     return Verdict(None, max(others.values()), f"no winner: {among} cannot be told apart at p < {significance:g}")
 
 

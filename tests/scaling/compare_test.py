@@ -45,6 +45,22 @@ def test_a_winner_is_named_where_it_is_one():
     assert "cannot be told apart" in alike.said
 
 
+def test_variants_of_equal_runs_are_one():
+    runs = {"muon": [3.0, 3.01, 3.02], "adamw": [3.2, 3.21, 3.22], "muonclip": [3.0, 3.01, 3.02]}
+    assert verdict(runs, 0.01).winner == "muon = muonclip"
+
+
+def test_the_interval_of_steps_holds_them_nearly_as_often_as_it_says():
+    random = np.random.default_rng(3)
+    true = steps_to(3.1, [0.5, 1.0], [3.2, 3.0])
+    held = []
+    for _ in range(120):
+        ours, theirs = random.normal([[3.2], [3.0]], 0.01, (2, 5)), random.normal(3.1, 0.01, 5)
+        found = bootstrap_steps(theirs, [0.5, 1.0], ours, draws=200)
+        held.append(found.low < true < found.high)
+    assert 0.9 <= np.mean(held) <= 0.99
+
+
 def test_steps_to_a_loss_lie_between_the_lengths_that_were_run():
     lengths, losses = [0.5, 1.0], [3.2, 3.0]
     assert steps_to(3.0, lengths, losses) == pytest.approx(1.0)
@@ -78,6 +94,7 @@ def get_config():
         config.compare.variants = ConfigDict(dict(
             slow=dict(tune=(("optim.learning_rate", (1e-5, 2e-5)), ("optim.b2", (0.95,)))),
             quick=dict(set=(("optim.learning_rate", 1e-2),)),
+            also=dict(tuned_as="slow"),
             mad=dict(set=(("optim.learning_rate", 1e30),)),
         ))
     return config
@@ -95,22 +112,25 @@ def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys):
     assert [len(slow["tuning"]), len(quick["tuning"])] == [2, 0]  # b2=0.95 was tried with the rates
     assert slow["tuned"] == min((one["loss"], one["keys"]) for one in slow["tuning"])[1]
     assert {length: len(runs) for length, runs in quick["runs"].items()} == {"1": 2}
-    assert all(one["loss"] == math.inf and "the loss is" in one["failed"] for one in mad["runs"]["1"])
+    assert all(one["loss"] is None and "no finite held-out loss" in one["failed"] for one in mad["runs"]["1"])
+    assert found["variants"]["also"]["tuned"] == slow["tuned"]  # though its name comes first
+    assert slow["at_the_edge"] == ["optim.learning_rate"]
+    assert "slow = also" in told.out or "also = slow" in told.out
     lines = told.out.splitlines()
     assert lines[2].startswith("| quick | ")
     assert any(line.startswith("| mad | 2 runs failed") for line in lines)
-    assert "8 of 8" in told.err
+    assert "10 of 10" in told.err
     assert {path.name for path in (workdir / "compare").iterdir()} >= {"compare.html", "final.png", "curves.png"}
     again = race(workdir, corpus)
     assert again == found
-    assert " of 8" not in capsys.readouterr().err  # nothing was trained
+    assert " of 10" not in capsys.readouterr().err  # nothing was trained
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--config.compare.lengths=(0.6, 1.0)"], "0.6 of 8 steps is no multiple of train.eval_every=4"),
-        (["--config.compare.baseline=fast"], "baseline='fast' is none of mad, quick, slow"),
+        (["--config.compare.baseline=fast"], "baseline='fast' is none of also, mad, quick, slow"),
         (
             ["--config.optim.warmup_steps=7"],
             "warmup_steps=7 and a decay over the last 4 do not fit into train.steps=8",
