@@ -119,18 +119,8 @@ def ours(options: argparse.Namespace) -> dict[str, Update]:
 
 def our_update(grads: dict[str, np.ndarray], coefficients: str, implementation: str) -> Update:
     """A warm one; parameters and state are given to each update and come back from it, in the same memory."""
-    config = MuonConfig(momentum=SETTINGS["momentum"], coefficients=coefficients, scaling="spectral")
-    optimizer = optax.chain(
-        scale_by_muon(config, implementation=implementation),
-        optax.add_decayed_weights(SETTINGS["weight_decay"]),
-        optax.scale_by_learning_rate(SETTINGS["lr"]),
-    )
+    optimizer, update = program(coefficients, implementation)
     grads, params = jax.device_put(grads), {name: jnp.zeros(own.shape) for name, own in grads.items()}
-
-    def update(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     held = params, optimizer.init(params)
     compiled = jax.jit(update, donate_argnums=(0, 1)).lower(*held, grads).compile()
     held = compiled(*held, grads)
@@ -147,6 +137,22 @@ def our_update(grads: dict[str, np.ndarray], coefficients: str, implementation: 
         return (time.perf_counter() - began) / count
 
     return Update(coefficients, rms, seconds)
+
+
+def program(coefficients: str, implementation: str) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimiser, and what is timed of it: `update(params, state, grads)`, both of them new."""
+    config = MuonConfig(momentum=SETTINGS["momentum"], coefficients=coefficients, scaling="spectral")
+    optimizer = optax.chain(
+        scale_by_muon(config, implementation=implementation),
+        optax.add_decayed_weights(SETTINGS["weight_decay"]),
+        optax.scale_by_learning_rate(SETTINGS["lr"]),
+    )
+
+    def update(params: dict, state: optax.OptState, grads: dict) -> tuple[dict, optax.OptState]:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer, update
 
 
 def parameter_shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,10 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from scaling.cuda import CHIPS, compile_for_gpu
 
 PAGE, MUON = "benchmarks/gpu.py", "benchmarks/muon_gpu.py"
 
@@ -126,3 +129,20 @@ def test_a_checkout_without_its_file_is_refused(monkeypatch, capsys, tmp_path):
     assert (
         capsys.readouterr().out == f"{MUON}: --speedrun={tmp_path} has no train_gpt.py; name a checkout that has it\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_update_of_124m_compiles(chip, monkeypatch):
+    """By XLA's compiler for GPUs, in little more than one extra copy of the momentum."""
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="the CUDA compiler is not installed")
+    monkeypatch.syspath_prepend("benchmarks")
+    names = runpy.run_path(MUON)
+    params = {
+        name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in names["parameter_shapes"](12, 768).items()
+    }
+    optimizer, update = names["program"]("polar_express", "gpu")
+    compiled = compile_for_gpu(chip, update, params, jax.eval_shape(optimizer.init, params), params)
+    assert compiled.as_text().count("__gpu$xla.gpu.triton") == 4  # two products, for each of two shapes
+    momentum = 4 * 12 * 12 * 768**2
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.05 * momentum
