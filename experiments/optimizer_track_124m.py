@@ -7,11 +7,12 @@
 DIR holds FineWeb (2B tokens are enough), FILE is GPT-2's tokenizer.json. Sizes, rates, decay and schedule are those
 of the track's tuned baseline (`records/track_3_optimization`, result 36: Muon with twelve convergent steps); AdamW
 has rate, decay and warm-up of its result 2. The first command trains Muon, and ends with a line that no published
-family has such a model, so that it cannot be exported; the second trains each of VARIANTS, on five seeds.
+family has such a model, so that it cannot be exported; the second trains each of VARIANTS, on five seeds, on the
+tokens that the first made (the verbs `curate` and `tokenize` make them alone).
 
 Where this model is another than the published one:
 - The soft cap of the output is 15 tanh(x / 15), there 15 x / sqrt(x^2 + 225).
-- All pairs of a head rotate, frequencies from 1 to 1 / 1024; there a half of them does, over the same range.
+- All pairs of a head rotate, frequencies from 1 towards 1 / 1024; there a half of them does, over the same range.
 - Embedding rows are not normalised before the first layer, there they are. Scaled here, they begin as N(0, 1) too,
   and rate and decay are those that give the same scaled updates. But nothing divides them out as they grow, so
   that the published rate, 0.7, may be too high: it is tuned first.
