@@ -59,9 +59,7 @@ def get_config() -> ConfigDict:
         config.optim.learning_rate = 1e-2
         config.optim.warmup_steps = 10
         config.optim.decay_fraction = 0.0
-        config.optim.groups = {
-            "heads": {"pattern": "layers/attention/(query|key)", "multiplier": 20.0, "weight_decay": 0.1}
-        }
+        config.optim.groups = {"heads": {"pattern": "layers/attention/(query|key)", "multiplier": 20.0}}
         config.train.steps = 200
         config.train.checkpoint_every = 100
     return config

@@ -81,7 +81,7 @@ def adapt(config: AdaptiveConfig, qk_clip: QKClipConfig) -> optax.GradientTransf
     """The last of a chain, in place of `qk_clip`, which it includes; `update` needs `max_logit_LN`."""
 
     def init(params: Any) -> AdaptiveState:
-        if qk_clip.threshold:
+        if qk_clip.threshold or config.rate == "heads":
             require_linear(params)
         L, _, N, _ = params["layers"]["attention"]["query"].shape
         zeros, ones = jnp.zeros((L, N)), jnp.ones((L, N))

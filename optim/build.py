@@ -55,18 +55,15 @@ def build(
         *[add_decay(decay, of_groups(lambda g, d=decay: g.weight_decay == d)) for decay in sorted(decays)],
         *[optax.masked(optax.scale(m), of_groups(lambda g, m=m: g.multiplier == m)) for m in sorted(multipliers)],
     )
-    chain = optax.chain(
-        skip(chain, optax.scale_by_learning_rate(schedule), config.skip),
-        *_logit_control(config),  # last, for it acts on what the parameters become
-    )
-    return optax.with_extra_args_support(chain), schedule
+    rate = optax.scale_by_learning_rate(schedule)
+    return skip(chain, rate, _logit_control(config), config.skip), schedule
 
 
-def _logit_control(config: OptimConfig) -> list[optax.GradientTransformation]:
-    """What watches the attention logits, where the config asks for it."""
+def _logit_control(config: OptimConfig) -> optax.GradientTransformation:
+    """What watches the attention logits, where the config asks for it; it acts on what parameters become."""
     if config.adaptive.rate != "off" or config.adaptive.slack:
-        return [adapt(config.adaptive, config.qk_clip), watch_logits()]
-    return [qk_clip(config.qk_clip), watch_logits()] if config.qk_clip.threshold else []
+        return optax.chain(adapt(config.adaptive, config.qk_clip), watch_logits())
+    return optax.chain(qk_clip(config.qk_clip), watch_logits()) if config.qk_clip.threshold else optax.identity()
 
 
 def _kinds(config: OptimConfig, found: dict[str, Group]) -> dict[Direction, str]:
@@ -74,8 +71,8 @@ def _kinds(config: OptimConfig, found: dict[str, Group]) -> dict[Direction, str]
     kinds: dict[Direction, str] = {}
     for name, group in found.items():
         if group.direction.optimizer not in OPTIMIZERS:
-            own = name in config.groups and config.groups[name].optimizer
-            key = f"groups.{name}.optimizer" if own else "optimizer"
+            asked = config.groups.get(name.partition("/")[0])
+            key = f"groups.{name.partition('/')[0]}.optimizer" if asked and asked.optimizer else "optimizer"
             known = suggest(group.direction.optimizer, OPTIMIZERS)
             raise UserError(f"config optim.{key}={group.direction.optimizer!r} is not known{known}")
         alike = sum(kind.optimizer == group.direction.optimizer for kind in kinds)

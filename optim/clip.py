@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from core.errors import UserError, suggest
 from optim.config import OptimConfig
-from optim.groups import label, path_name
+from optim.groups import GROUPS, label, path_name
 from optim.matrices import PROJECTIONS
 from optim.metrics import Metrics
 
@@ -48,7 +49,10 @@ def agc(config: OptimConfig) -> optax.GradientTransformation:
     A unit is the weights that make one output (`unit_axes`). As there, the final layer is left alone: the group
     `head`. An embedding that is also the head is clipped, token by token: its other half needs it.
     """
-    own = config.clip
+    own, known = config.clip, {*GROUPS, *config.groups}
+    for name in own.agc_exempt:
+        if name not in known:
+            raise UserError(f"config optim.clip.agc_exempt: {name!r} is no group of parameters{suggest(name, known)}")
 
     def update(grads: Any, _: ClipState, params: Any = None) -> tuple[Any, ClipState]:
         assert params is not None, "agc compares gradients with parameters"
@@ -56,7 +60,11 @@ def agc(config: OptimConfig) -> optax.GradientTransformation:
         def one(path: tuple[Any, ...], grad: jax.Array, param: jax.Array, group: str) -> _Clipped:
             axes = unit_axes(path_name(path), grad.ndim)
             norm, weights = _norms(grad, axes), _norms(param, axes)
-            most = jnp.inf if group in own.agc_exempt else own.agc_ratio * jnp.maximum(weights, own.agc_floor)
+            most = (
+                jnp.inf
+                if {*group.split("/")} & {*own.agc_exempt}
+                else own.agc_ratio * jnp.maximum(weights, own.agc_floor)
+            )
             return _limited(grad, norm, most)
 
         clipped = jax.tree_util.tree_map_with_path(one, grads, params, label(params, config))

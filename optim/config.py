@@ -1,6 +1,7 @@
 """The config subtree of the optimiser."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,10 @@ class GroupConfig:
     epsilon: float | None = None
 
     def __post_init__(self):
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern={self.pattern!r} is no regular expression: {error}") from error
         require(self.multiplier >= 0, f"multiplier={self.multiplier} must be 0 or more")
         _check(self.b1, self.b2, self.epsilon, self.weight_decay)
 
@@ -145,8 +150,8 @@ class QKClipConfig:
 
     def __post_init__(self):
         finite = math.isfinite(self.threshold) and self.threshold >= 0
-        require(finite, f"qk_clip: threshold={self.threshold} must be 0 or more")
-        require(0 <= self.alpha <= 1, f"qk_clip: alpha={self.alpha} must lie in 0..1")
+        require(finite, f"threshold={self.threshold} must be 0 or more")
+        require(0 <= self.alpha <= 1, f"alpha={self.alpha} must lie in 0..1")
 
 
 @dataclass(frozen=True)
@@ -170,12 +175,12 @@ class AdaptiveConfig:
     def __post_init__(self):
         for name in ("limit", "least_threshold"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"adaptive: {name}={value} must be positive")
-        require(0 <= self.start < 1, f"adaptive: start={self.start} must lie in 0..1, 1 excluded")
-        require(0 <= self.least_rate <= 1, f"adaptive: least_rate={self.least_rate} must lie in 0..1")
-        require(self.horizon >= 0, f"adaptive: horizon={self.horizon} must be 0 or more")
-        require(0 < self.smoothing <= 1, f"adaptive: smoothing={self.smoothing} must lie in 0..1, 0 excluded")
-        require(self.slack == 0 or self.slack >= 1, f"adaptive: slack={self.slack} must be 0 or at least 1")
+            require(math.isfinite(value) and value > 0, f"{name}={value} must be positive")
+        require(0 <= self.start < 1, f"start={self.start} must lie in 0..1, 1 excluded")
+        require(0 <= self.least_rate <= 1, f"least_rate={self.least_rate} must lie in 0..1")
+        require(self.horizon >= 0, f"horizon={self.horizon} must be 0 or more")
+        require(0 < self.smoothing <= 1, f"smoothing={self.smoothing} must lie in 0..1, 0 excluded")
+        require(self.slack == 0 or self.slack >= 1, f"slack={self.slack} must be 0 or at least 1")
 
 
 @dataclass(frozen=True)
@@ -218,17 +223,17 @@ class OptimConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    soap: SoapConfig = SoapConfig()
-    shampoo: ShampooConfig = ShampooConfig()
-    qk_clip: QKClipConfig = QKClipConfig()
-    adaptive: AdaptiveConfig = AdaptiveConfig()
+    soap: SoapConfig = field(default_factory=SoapConfig)
+    shampoo: ShampooConfig = field(default_factory=ShampooConfig)
+    qk_clip: QKClipConfig = field(default_factory=QKClipConfig)
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
 
     def __post_init__(self):
-        own = self.qk_clip, self.adaptive
+        clip, adaptive = self.qk_clip, self.adaptive
         require(
-            own[1].slack == 0 or own[0].threshold >= own[1].least_threshold,
-            f"adaptive: slack={own[1].slack} moves the threshold from least_threshold={own[1].least_threshold} up to "
-            f"qk_clip.threshold={own[0].threshold}, which must be at least that",
+            adaptive.slack == 0 or clip.threshold >= adaptive.least_threshold,
+            f"adaptive.slack={adaptive.slack} moves the threshold from least_threshold={adaptive.least_threshold} up "
+            f"to qk_clip.threshold={clip.threshold}, which must be at least that",
         )
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from optim.config import OptimConfig
+from optim.config import GroupConfig, OptimConfig
 
 # Path patterns of the transformer's parameters, by what the optimiser should know of them.
 GROUPS = {
@@ -42,31 +42,43 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def groups(config: OptimConfig) -> dict[str, Group]:
-    """Those of GROUPS and of `config.groups`, everything filled in."""
+    """By label, everything filled in: those of GROUPS, and for each of the config's own what it is for each of those.
+
+    What a group of the config's own leaves out is as in the group that its parameter comes from.
+    """
     found = {}
-    for name in [*GROUPS, *(name for name in config.groups if name not in GROUPS)]:
-        asked = config.groups.get(name)
-        own = {
+    for name in GROUPS:
+        plain = {
             "optimizer": config.optimizer if name == "matrix" else "adamw",
             "multiplier": 1.0,
             "weight_decay": config.weight_decay if name == "matrix" else 0.0,
             **{key: getattr(config, key) for key in ("b1", "b2", "epsilon")},
         }
-        if asked is not None:
-            if name not in GROUPS and not asked.pattern:
+        found[name] = _given(plain, config.groups.get(name))
+    for name, asked in config.groups.items():
+        if name not in GROUPS:
+            if not asked.pattern:
                 known = ", ".join(GROUPS)
                 raise UserError(f"config optim.groups.{name} is none of {known}, so it needs a pattern over paths")
-            own |= {key: value for key in own if (value := getattr(asked, key)) not in (None, "")}
-        found[name] = Group(
-            Direction(*(own[key] for key in Direction._fields)), own["multiplier"], own["weight_decay"]
-        )
-    return found
+            found |= {f"{name}/{base}": _given(found[base], asked) for base in GROUPS}
+    return {
+        name: Group(Direction(*(own[key] for key in Direction._fields)), own["multiplier"], own["weight_decay"])
+        for name, own in found.items()
+    }
+
+
+def _given(plain: Mapping[str, Any], asked: GroupConfig | None) -> dict[str, Any]:
+    """The settings with those that were asked for in their place."""
+    if asked is None:
+        return dict(plain)
+    return {key: value if (own := getattr(asked, key)) in (None, "") else own for key, value in plain.items()}
 
 
 def label(params: Any, config: OptimConfig = OptimConfig()) -> Any:  # noqa: B008 (frozen)
     """The group of every parameter, in a tree of the same shape; exactly one must match.
 
-    Patterns that the config gives come before those of GROUPS, and each must match something.
+    Patterns that the config gives come before those of GROUPS, and each must match something. A parameter in a group
+    of the config's own is labelled with the one it comes from too: `up/matrix`.
     """
     given = {name: group.pattern for name, group in config.groups.items() if group.pattern}
     patterns = {name: pattern for name, pattern in GROUPS.items() if name not in given}
@@ -80,7 +92,7 @@ def label(params: Any, config: OptimConfig = OptimConfig()) -> Any:  # noqa: B00
             raise UserError(f"config optim.groups: parameter {name} {which}; patterns must match it exactly once")
         assert len(matching) == 1, f"parameter {name} is in {matching or 'no group'}; see optim/groups.py"
         matched.add(matching[0])
-        return matching[0]
+        return matching[0] if matching[0] in GROUPS else f"{matching[0]}/{_matching(GROUPS, name)[0]}"
 
     labels = jax.tree_util.tree_map_with_path(one, params)
     for name, pattern in given.items():
@@ -89,7 +101,22 @@ def label(params: Any, config: OptimConfig = OptimConfig()) -> Any:  # noqa: B00
             raise UserError(
                 f"config optim.groups.{name}.pattern={pattern!r} matches no parameter; there are {', '.join(paths)}"
             )
+    _require_read(config, set(jax.tree.leaves(labels)))
     return labels
+
+
+def _require_read(config: OptimConfig, labels: set[str]) -> None:
+    """Refuses settings of Adam for parameters of Muon, which reads none of them."""
+    found = groups(config)
+    for one in labels:
+        name = one.partition("/")[0]
+        asked = config.groups.get(name)
+        if asked is not None and found[one].direction.optimizer == "muon":
+            for key in ("b1", "b2", "epsilon"):
+                if getattr(asked, key) is not None:
+                    raise UserError(
+                        f"config optim.groups.{name}.{key}: Muon has none; optim.muon.momentum is its only average"
+                    )
 
 
 def _matching(patterns: Mapping[str, str], name: str) -> list[str]:

@@ -103,8 +103,8 @@ def require_linear(params: Any) -> None:
     """Refuses QK-norm: its gains, one set for all heads of a layer, set the logits, not the projections."""
     if "query_norm" in params["layers"]["attention"]:
         raise UserError(
-            "config optim.qk_clip: with model.qk_norm=True scaling a head's projections changes no logit, and the "
-            "norm bounds them already; leave one of the two out (optim.qk_clip.threshold=0)"
+            "config optim.qk_clip, optim.adaptive: with model.qk_norm=True a head's projections change no logit, and "
+            "the norm bounds them already; leave one out (optim.qk_clip.threshold=0, optim.adaptive.rate=all)"
         )
 
 

@@ -22,34 +22,39 @@ from optim.metrics import Metrics
 
 
 class SkipState(NamedTuple):
-    """The chain's state, and what decides the next step. W is the window's length."""
+    """The states of what it is made of, and what decides the next step. W is the window's length."""
 
     inner: Any
-    always: Any
+    rate: Any
+    last: Any
     count: jax.Array  # int32: finite steps seen, whose values the window holds, or the last W of them
     window: dict[str, jax.Array]  # float32[W] of `loss` and `grad_norm`, a ring; empty where spikes are not skipped
     metrics: Metrics
 
 
 def skip(
-    inner: optax.GradientTransformation, always: optax.GradientTransformation, config: SkipConfig
+    inner: optax.GradientTransformation,
+    rate: optax.GradientTransformation,
+    last: optax.GradientTransformation,
+    config: SkipConfig,
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain `inner`, `always`; in steps that are skipped updates are 0, and the state of `inner` stays as it was.
+    """The chain of the three; in steps that are skipped updates are 0, and `inner` and `last` stay as they were.
 
-    `always`, the learning rate, follows all steps of the run. It comes before the zeros are put in, for then XLA:CPU
-    rounds an update before it is added, in every program alike: what may follow (QK-Clip) changes no bit elsewhere.
+    `rate`, the learning rate, follows all steps of the run. Zeros are selected behind it: XLA:CPU then rounds an update
+    before it is added to a parameter, in every program alike, so that what comes `last` (QK-Clip) changes no bit
+    where it does nothing.
 
     `update(grads, state, params, loss=...)`; without a loss only the gradients are watched. Metrics: `skipped_steps`,
     all so far; `nonfinite_in_a_row`, up to this step. Once those are `nonfinite_limit`, all that follows is skipped
     too: whoever reads the metrics, however seldom, finds the parameters from before.
     """
-    inner = optax.with_extra_args_support(inner)
+    inner, last = optax.with_extra_args_support(inner), optax.with_extra_args_support(last)
 
     def init(params: Any) -> SkipState:
         zero = jnp.zeros((), jnp.int32)
         window = {name: jnp.zeros(config.window) for name in ("loss", "grad_norm") if config.spikes}
         metrics = Metrics({"skipped_steps": zero, "nonfinite_in_a_row": zero})
-        return SkipState(inner.init(params), always.init(params), zero, window, metrics)
+        return SkipState(inner.init(params), rate.init(params), last.init(params), zero, window, metrics)
 
     def update(grads: Any, state: SkipState, params: Any = None, *, loss: Any = 0.0, **extra: Any) -> tuple:
         before = state.metrics.values
@@ -60,17 +65,18 @@ def skip(
         take = (in_a_row == 0) & ~is_spike(latest, state.window, state.count, config.sigmas)
 
         updates, after = inner.update(grads, state.inner, params, loss=loss, **extra)
-        updates, followed = always.update(updates, state.always, params)
+        updates, followed = rate.update(updates, state.rate, params)
+        updates, watched = last.update(updates, state.last, params, loss=loss, **extra)
         updates = jax.tree.map(lambda u: jnp.where(take, u, jnp.zeros_like(u)), updates)
         kept = jax.tree.map(
             lambda new, old: new if isinstance(new, Metrics) else jnp.where(take, new, old),
-            after,
-            state.inner,
+            (after, watched),
+            (state.inner, state.last),
             is_leaf=lambda node: isinstance(node, Metrics),  # which tell what this step was like
         )
         window = {name: _push(values_W, latest[name], state.count, finite) for name, values_W in state.window.items()}
         metrics = {"skipped_steps": before["skipped_steps"] + ~take, "nonfinite_in_a_row": in_a_row}
-        return updates, SkipState(kept, followed, state.count + finite, window, Metrics(metrics))
+        return updates, SkipState(kept[0], followed, kept[1], state.count + finite, window, Metrics(metrics))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -128,7 +128,7 @@ def test_every_parameter_has_one_direction(name, tied):
     for path in (path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)):
         found = [
             direction
-            for direction, inner in state[0].inner[1].inner_states.items()
+            for direction, inner in state.inner[1].inner_states.items()
             if any(path_name(leaf).endswith(f"/{path}") for leaf, _ in jax.tree_util.tree_leaves_with_path(inner))
         ]
         is_matrix = path.startswith("layers/") and not path.endswith(("_bias", "_norm/scale"))

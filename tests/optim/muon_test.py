@@ -142,7 +142,7 @@ def test_every_parameter_is_one_optimisers():
     """Muon's momentum covers the matrices, AdamW's moments all else, and nothing twice."""
     params = transformer.init(dataclasses.replace(MODEL, tied_head=False, qk_norm=True), 0)
     chain, _ = build(OptimConfig(optimizer="muon"), 10_000)
-    held = chain.init(params)[0].inner[1].inner_states
+    held = chain.init(params).inner[1].inner_states
     momentum, moment = held["muon"].inner_state.momentum, held["adamw"].inner_state.mu
     paths = [
         {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}

@@ -10,8 +10,8 @@ from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
 from optim.build import build
-from optim.config import GroupConfig, OptimConfig
-from optim.groups import label
+from optim.config import ClipConfig, GroupConfig, OptimConfig
+from optim.groups import groups, label
 from optim.matrices import from_matrices, layout_of, to_matrices
 from optim.metrics import Metrics, collect
 from optim.schedule import warmup_stable_decay
@@ -65,6 +65,19 @@ def test_a_group_takes_what_its_pattern_matches_and_has_settings_of_its_own():
     )
 
 
+def test_what_a_group_leaves_out_is_as_where_its_parameters_come_from():
+    """Matrices keep optimiser and decay, norms theirs, in one group of the config's own."""
+    own = {"quick": GroupConfig(pattern="layers/(attention/(query|key)|attention_norm/scale)", multiplier=2.0)}
+    config = OptimConfig(optimizer="soap", weight_decay=0.3, groups=own)
+    params = transformer.init(MODEL, 0)
+    labels, found = label(params, config)["layers"], groups(config)
+    query, scale = found[labels["attention"]["query"]], found[labels["attention_norm"]["scale"]]
+    assert (query.direction.optimizer, query.weight_decay, query.multiplier) == ("soap", 0.3, 2.0)
+    assert (scale.direction.optimizer, scale.weight_decay, scale.multiplier) == ("adamw", 0.0, 2.0)
+    chain, _ = build(config, 10_000)
+    chain.update(params, chain.init(params), params, loss=jnp.zeros(()))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -72,6 +85,14 @@ def test_a_group_takes_what_its_pattern_matches_and_has_settings_of_its_own():
         (
             OptimConfig(groups={"norm": GroupConfig(optimizer="mun")}),
             r"groups.norm.optimizer='mun' is not known",
+        ),
+        (
+            OptimConfig(optimizer="muon", groups={"ups": GroupConfig(pattern="layers/.*/up", b1=0.8)}),
+            r"groups.ups.b1: Muon has none; optim.muon.momentum",
+        ),
+        (
+            OptimConfig(clip=ClipConfig(kind="agc", agc_exempt=("hed",))),
+            r"agc_exempt: 'hed' is no group of parameters; did you mean head",
         ),
         (OptimConfig(groups={"ups": GroupConfig()}), r"groups.ups is none of embedding, head, .* needs a pattern"),
         (
@@ -110,6 +131,11 @@ def test_parameters_as_matrices_and_back(split, stacks):
     np.testing.assert_allclose(
         hidden_D @ x_LDM[1], np.einsum("D,DNH->NH", hidden_D, query_LDNH[1]).ravel(), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"pattern='embedding\(' is no regular expression"):
+        GroupConfig(pattern="embedding(")
 
 
 def test_a_vector_is_no_matrix():

@@ -14,7 +14,7 @@ from model import transformer
 from model.config import ModelConfig
 from optim.build import build
 from optim.config import AdaptiveConfig, OptimConfig, QKClipConfig
-from optim.metrics import collect
+from optim.metrics import Metrics, collect
 from optim.qk_clip import clip, head_factors, qk_clip, split_factors
 
 MODEL = ModelConfig(
@@ -113,13 +113,37 @@ def test_what_was_clipped_is_measured():
 
 
 def test_qk_norm_is_refused():
+    """A rate for everything may follow any logits."""
     normed = transformer.abstract(dataclasses.replace(MODEL, qk_norm=True))
-    for adaptive in (AdaptiveConfig(), AdaptiveConfig(rate="heads")):
-        chain, _ = build(OptimConfig(qk_clip=QKClipConfig(100.0), adaptive=adaptive), 10_000)
-        with pytest.raises(UserError, match=r"with model.qk_norm=True scaling .* \(optim.qk_clip.threshold=0\)"):
-            jax.eval_shape(chain.init, normed)
-    chain, _ = build(OptimConfig(adaptive=AdaptiveConfig(rate="heads")), 10_000)  # a rate may follow any logits
-    jax.eval_shape(chain.init, normed)
+    for config in (
+        OptimConfig(qk_clip=QKClipConfig(100.0)),
+        OptimConfig(qk_clip=QKClipConfig(100.0), adaptive=AdaptiveConfig(rate="all")),
+        OptimConfig(adaptive=AdaptiveConfig(rate="heads")),
+    ):
+        with pytest.raises(UserError, match=r"with model.qk_norm=True a head's .* \(optim.qk_clip.threshold=0, "):
+            jax.eval_shape(build(config, 10_000)[0].init, normed)
+    jax.eval_shape(build(OptimConfig(adaptive=AdaptiveConfig(rate="all")), 10_000)[0].init, normed)
+
+
+@pytest.mark.parametrize("adaptive", [AdaptiveConfig(), AdaptiveConfig(rate="heads")])
+def test_a_skipped_step_scales_no_head_and_is_no_trend(adaptive):
+    """Gradients that are not finite, beside logits far above the threshold: neither parameters nor state change."""
+    config = OptimConfig(qk_clip=QKClipConfig(100.0), adaptive=adaptive, warmup_steps=1, decay_fraction=0.0)
+    chain, _ = build(config, 10)
+    own = transformer.init(MODEL, 0)
+    logits_LN = jnp.full((MODEL.num_layers, MODEL.num_heads), 1e6)
+    broken = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), own)
+    state = chain.init(own)
+    updates, after = chain.update(broken, state, own, max_logit_LN=logits_LN, loss=jnp.ones(()))
+    assert not any(np.any(update) for update in jax.tree.leaves(updates))
+    assert int(collect(after)["skipped_steps"]) == 1
+    for one, other in zip(*(without_metrics(each.last) for each in (state, after)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def without_metrics(state):
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Metrics))
+    return [leaf for leaf in leaves if not isinstance(leaf, Metrics)]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def olmo(values, at, window, sigmas):
 
 @functools.cache
 def compiled(**own):
-    chain = skip(optax.scale_by_adam(), optax.identity(), SkipConfig(**own))
+    chain = skip(optax.scale_by_adam(), optax.identity(), optax.identity(), SkipConfig(**own))
     return chain.init(PARAMS), jax.jit(lambda g, state, loss: chain.update({"w": g}, state, PARAMS, loss=loss))
 
 
@@ -135,7 +135,7 @@ def test_metrics_inside_tell_of_the_step_that_was_skipped():
         return Metrics({"largest": jnp.max(g["w"])})
 
     watch = optax.GradientTransformation(largest, lambda g, *_: (g, largest(g)))
-    chain = skip(watch, optax.identity(), SkipConfig())
+    chain = skip(watch, optax.identity(), optax.identity(), SkipConfig())
     updates, state = chain.update({"w": grads(8.0)}, chain.init(PARAMS), loss=jnp.nan)
     assert not updates["w"].any()
     assert float(collect(state)["largest"]) == 4.0

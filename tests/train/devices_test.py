@@ -28,7 +28,7 @@ program, state, four = run(4, 6)
 np.testing.assert_allclose(one, four, rtol=1e-5)
 query = state.params["layers"]["attention"]["query"]
 assert query.sharding.shard_shape(query.shape) == (2, 8, 2, 16), query.sharding  # 32 / 4 of the model axis
-moment = state.opt_state[0].inner[1].inner_states["adamw"].inner_state.mu["embedding"]
+moment = state.opt_state.inner[1].inner_states["adamw"].inner_state.mu["embedding"]
 assert moment.sharding.shard_shape(moment.shape) == (16, 32)
 
 writer = Checkpoints(Path({folder!r}), keep_last=1)

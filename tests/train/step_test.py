@@ -85,7 +85,7 @@ def test_a_parameter_without_a_rule_is_noticed():
 
 def _first_moment(state):
     """Of the embedding's group."""
-    return state.opt_state[0].inner[1].inner_states["adamw"].inner_state.mu
+    return state.opt_state.inner[1].inner_states["adamw"].inner_state.mu
 
 
 def test_an_offloaded_optimizer_changes_nothing(tmp_path):
