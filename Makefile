@@ -52,8 +52,9 @@ bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches b
 bench-pod: $(VENV)/test ## SmolLM3-3B's step compiled for 256 chips beside MaxText's (MAXTEXT=a checkout of it, MAXTEXT_PYTHON=an interpreter with its packages)
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/pod_step.py --maxtext=$(MAXTEXT) --maxtext-python=$(MAXTEXT_PYTHON)
 
-bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13] and absl-py)
+bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13], absl-py and optax); Muon beside PyTorch's (MUON, SPEEDRUN, TORCH_PYTHON)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/muon_gpu.py $(if $(MUON),--muon=$(MUON)) $(if $(SPEEDRUN),--speedrun=$(SPEEDRUN)) $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))
 
 kernel-card: $(VENV)/test ## docs/kernels.md: errors of every kernel, and what the TPU's compiler says of it (half an hour)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python benchmarks/kernel_card.py

@@ -11,9 +11,7 @@ Without a GPU, JAX or absl: one line and exit code 2.
 """
 
 import argparse
-import datetime
 import importlib.util
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,7 +25,7 @@ if any(importlib.util.find_spec(name) is None for name in ("jax", "absl", "numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_timing import FAILURES, guarded, interleaved, tune, working
+from gpu_timing import FAILURES, describe, guarded, interleaved, table, tune, working
 
 from core.errors import suggest
 from kernels.attention import gpu, reference
@@ -316,23 +314,6 @@ def page_of(sections: list[Section]) -> str:
     if FAILURES:
         lines += ["## What did not run", "", *(f"- {line}" for line in dict.fromkeys(FAILURES)), ""]
     return "\n".join(lines)
-
-
-def describe() -> str:
-    """Date, chip and versions in a sentence."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    kind = jax.devices()[0].device_kind
-    return f"Measured {datetime.date.today()} on one {kind} (driver {driver}, jax {jax.__version__})."
-
-
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    filled = [row + [""] * (len(columns) - len(row)) for row in rows]
-    lines = [columns, ["---"] * len(columns), *filled]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

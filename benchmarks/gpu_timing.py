@@ -1,5 +1,7 @@
-"""Timing for benchmarks/gpu.py: columns of a row in turns, failures as rows, and the search for tiles."""
+"""For pages about a GPU: columns of a row in turns, failures as rows, tables, and the search for tiles."""
 
+import datetime
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +67,23 @@ def seconds(run, args, count: int) -> float:
         out = run(*args)
     jax.block_until_ready(out)
     return (time.perf_counter() - start) / count
+
+
+def describe() -> str:
+    """Date, chip and versions in a sentence."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    kind = jax.devices()[0].device_kind
+    return f"Measured {datetime.date.today()} on one {kind} (driver {driver}, jax {jax.__version__})."
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    filled = [row + [""] * (len(columns) - len(row)) for row in rows]
+    lines = [columns, ["---"] * len(columns), *filled]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def tune() -> int:

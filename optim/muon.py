@@ -30,11 +30,11 @@ class MuonState(NamedTuple):
     mean_square: Any  # of NorMuon, each [*stack, outputs] or [*stack, inputs]; empty without it
 
 
-def scale_by_muon(config: MuonConfig) -> optax.GradientTransformation:
+def scale_by_muon(config: MuonConfig, *, implementation: str = "auto") -> optax.GradientTransformation:
     """Orthogonalised momentum of parameters that are matrices inside layers.
 
     Equal to `optax.contrib.scale_by_muon`, its correction of the first steps' momentum included, and `scale_by_shape`
-    after it.
+    after it. `implementation` is that of `kernels/newton_schulz`.
     """
     own = coefficients(config.coefficients, config.steps)
 
@@ -55,7 +55,7 @@ def scale_by_muon(config: MuonConfig) -> optax.GradientTransformation:
         direction = _direction(momentum, grads, count, config)
         leaves, tree = jax.tree.flatten(direction)
         narrow = [leaf.astype(config.dtype) for leaf in leaves]
-        turned = on_owners(lambda x_SRC: orthogonalise(x_SRC, own), narrow, found)
+        turned = on_owners(lambda x_SRC: orthogonalise(x_SRC, own, implementation=implementation), narrow, found)
         turned = [one.astype(jnp.float32) for one in turned]
         squares = state.mean_square
         if config.normuon_b2:
