@@ -66,8 +66,8 @@ def skip(
 
         updates, after = inner.update(grads, state.inner, params, loss=loss, **extra)
         updates, followed = rate.update(updates, state.rate, params)
-        updates, watched = last.update(updates, state.last, params, loss=loss, **extra)
-        updates = jax.tree.map(lambda u: jnp.where(take, u, jnp.zeros_like(u)), updates)
+        updates, watched = last.update(_only(take, updates), state.last, params, loss=loss, **extra)
+        updates = _only(take, updates)
         kept = jax.tree.map(
             lambda new, old: new if isinstance(new, Metrics) else jnp.where(take, new, old),
             (after, watched),
@@ -79,6 +79,11 @@ def skip(
         return updates, SkipState(kept[0], followed, kept[1], state.count + finite, window, Metrics(metrics))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _only(take: jax.Array, updates: Any) -> Any:
+    """The updates, or zeros."""
+    return jax.tree.map(lambda u: jnp.where(take, u, jnp.zeros_like(u)), updates)
 
 
 def is_spike(

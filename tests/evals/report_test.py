@@ -175,7 +175,7 @@ def test_metrics_without_goodput_are_said_to_have_none(workdir):
     path.write_text(re.sub(r', "seconds_\w+": [\d.]+', "", path.read_text()))
     text = page(workdir)
     assert "The metrics of this run do not say where its time went." in text
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == 12
 
 
 def test_text_of_the_model_and_the_data_stays_text(text):
@@ -196,7 +196,7 @@ def test_nothing_is_fetched(text):
 
 def test_ids_are_unique_and_references_arrive(text):
     ids = re.findall(r'\bid="([^"]*)"', text)
-    assert text.count("<svg") == 12
+    assert text.count("<svg") == 14
     assert len(ids) == len(set(ids))
     assert {*re.findall(r'href="#([^"]*)"', text), *re.findall(r"url\(#([^)]*)\)", text)} <= set(ids)
 
