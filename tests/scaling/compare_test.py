@@ -9,6 +9,7 @@ from scipy import stats
 
 import launch
 from lab import ROOT, smoke
+from scaling import compare
 from scaling.verdict import bootstrap_steps, holm, interval, p_less, steps_to, verdict
 
 
@@ -90,9 +91,9 @@ def get_config():
     config = smoke.get_config()
     with config.unlocked():
         config.optim.warmup_steps = 1
-        config.compare = ConfigDict(dict(baseline="slow", seeds=2, lengths=(1.0,)))
+        config.compare = ConfigDict(dict(baseline="slow", seeds=2, lengths=(0.5, 1.0)))
         config.compare.variants = ConfigDict(dict(
-            slow=dict(tune=(("optim.learning_rate", (1e-5, 2e-5)), ("optim.b2", (0.95,)))),
+            slow=dict(tune=(("optim.learning_rate", (1e-5, 2e-5)), ("optim.b2", (0.95, 0.9)))),
             quick=dict(set=(("optim.learning_rate", 1e-2),)),
             also=dict(tuned_as="slow"),
             mad=dict(set=(("optim.learning_rate", 1e30),)),
@@ -101,29 +102,59 @@ def get_config():
 """
 
 
-def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys):
+def prepared(finished, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     for name in ("curated", "tokenizer", "tokens"):
         (workdir / name).symlink_to(finished / name)
+    return workdir
+
+
+def quickly(run, folder, *, make_evaluate):
+    """In place of training: rows as it writes them, with a loss that falls as the rate grows, and at 1e30 none."""
+    del make_evaluate
+    rate, steps = run.optim.learning_rate, run.train.steps
+    loss = 4 - math.log10(1 + 1e4 * rate) - steps / 100 + 1e-3 * run.seed + run.optim.b2 / 1e3
+    (folder / "train").mkdir()
+    rows = [
+        {"step": step, "tokens_per_second": 1000.0, "seconds": 1.0 * step, "heldout_bits_per_byte": loss}
+        for step in (4, steps)
+        if rate < 1
+    ]
+    (folder / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys, monkeypatch):
+    workdir = prepared(finished, tmp_path)
+    monkeypatch.setattr(compare, "train", quickly)
     found = race(workdir, corpus)
     told = capsys.readouterr()
     slow, quick, mad = (found["variants"][name] for name in ("slow", "quick", "mad"))
-    assert [len(slow["tuning"]), len(quick["tuning"])] == [2, 0]  # b2=0.95 was tried with the rates
-    assert slow["tuned"] == min((one["loss"], one["keys"]) for one in slow["tuning"])[1]
-    assert {length: len(runs) for length, runs in quick["runs"].items()} == {"1": 2}
-    assert all(one["loss"] is None and "no finite held-out loss" in one["failed"] for one in mad["runs"]["1"])
+    assert [len(slow["tuning"]), len(quick["tuning"])] == [3, 0]  # b2=0.9 was tried with the rates
+    assert slow["tuned"] == {"optim.learning_rate": 2e-5, "optim.b2": 0.9}
+    assert slow["at_the_edge"] == ["optim.learning_rate", "optim.b2"]
     assert found["variants"]["also"]["tuned"] == slow["tuned"]  # though its name comes first
-    assert slow["at_the_edge"] == ["optim.learning_rate"]
-    assert "slow = also" in told.out or "also = slow" in told.out
-    lines = told.out.splitlines()
+    assert {length: len(runs) for length, runs in quick["runs"].items()} == {"0.5": 2, "1": 2}
+    assert {length: len(runs) for length, runs in slow["runs"].items()} == {"1": 2}
+    assert all(one["loss"] is None and "no finite held-out loss" in one["failed"] for one in mad["runs"]["1"])
+    lines = told.out.rstrip().splitlines()
     assert lines[2].startswith("| quick | ")
-    assert any(line.startswith("| mad | 2 runs failed") for line in lines)
-    assert "10 of 10" in told.err
+    assert "at most 0.50" in lines[2]
+    assert any(line.startswith("| mad | 4 runs failed") for line in lines)
+    assert "Quick ends lowest" in lines[-1]
+    assert "17 of 17" in told.err
     assert {path.name for path in (workdir / "compare").iterdir()} >= {"compare.html", "final.png", "curves.png"}
-    again = race(workdir, corpus)
-    assert again == found
-    assert " of 10" not in capsys.readouterr().err  # nothing was trained
+    monkeypatch.setattr(compare, "train", None)
+    assert race(workdir, corpus) == found  # nothing was trained
+
+
+@pytest.mark.slow
+def test_a_real_comparison_finds_the_better_rate(finished, corpus, tmp_path):
+    found = race(prepared(finished, tmp_path), corpus)
+    final = {name: [one["loss"] for one in own["runs"]["1"]] for name, own in found["variants"].items()}
+    assert max(final["quick"]) < min(final["slow"])
+    assert final["also"] == final["slow"]
+    assert final["mad"] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +174,7 @@ def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys):
 def test_comparisons_that_cannot_be_are_refused_before_anything_runs(finished, corpus, tmp_path, flags, message):
     from core.errors import UserError
 
-    (tmp_path / "run").mkdir()
-    for name in ("curated", "tokenizer", "tokens"):
-        (tmp_path / "run" / name).symlink_to(finished / name)
+    workdir = prepared(finished, tmp_path)
     with pytest.raises(UserError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        race(tmp_path / "run", corpus, *flags)
-    assert not (tmp_path / "run" / "compare").exists()
+        race(workdir, corpus, *flags)
+    assert not (workdir / "compare").exists()
