@@ -172,7 +172,11 @@ class Experiment:
         return Run(**own, added=len(self.parts["data"].added))
 
     def run(self, *verbs: str) -> None:
-        """One after the other."""
+        """One after the other; what could not be trained is refused before the first."""
+        if "train" in verbs:
+            from train.run import require_optimizer
+
+            require_optimizer(self.training)
         for verb in verbs:
             self.require_upstream(verb)
             method = {"import": "import_"}.get(verb, verb.replace("-", "_"))  # a word of the language

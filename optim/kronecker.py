@@ -59,19 +59,19 @@ def sides_of(I: int, O: int, max_dimension: int, one_sided: bool) -> Sides:  # n
     return Sides(I if left else NONE, O if right else NONE)
 
 
-class Cost(NamedTuple):
+class StackCost(NamedTuple):
     """Of one stack of matrices, of all devices together."""
 
     state_bytes: int  # moments, statistics and bases or roots, in float32
     flops: float  # a step: statistics, both ways of the rotation, the basis by one product and QR every `interval`
 
 
-def cost(L: int, I: int, O: int, max_dimension: int, one_sided: bool, interval: int) -> Cost:  # noqa: E741
+def cost(L: int, I: int, O: int, max_dimension: int, one_sided: bool, interval: int) -> StackCost:  # noqa: E741
     """What SOAP costs, and about what Shampoo does (no rotation back, but an eigendecomposition at 9 S^3)."""
     sizes = [S for S in sides_of(I, O, max_dimension, one_sided) if has(S)]
     each_step = sum(3 * 2 * S * I * O for S in sizes)
     refresh = sum(2 * 2 * S * I * O + 2 * S**3 + 8 / 3 * S**3 for S in sizes)
-    return Cost(4 * L * (2 * I * O + sum(2 * S * S for S in sizes)), L * (each_step + refresh / interval))
+    return StackCost(4 * L * (2 * I * O + sum(2 * S * S for S in sizes)), L * (each_step + refresh / interval))
 
 
 def by_matrix(

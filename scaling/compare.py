@@ -149,7 +149,9 @@ class _Lab:
         """Refuses what cannot be made, before the first trial runs."""
         for variant, own in self.config.variants.items():
             tried = ({**_first(own), key: value} for key, values in own.tune for value in values)
-            for keys, length in itertools.product([_first(own), *tried], {1.0, *self.config.lengths_of(variant)}):
+            for keys, length in itertools.product(
+                [_first(own), *tried], sorted({1.0, *self.config.lengths_of(variant)})
+            ):
                 run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
                 abstract(run.model, build(run.optim, run.steps, run.batches)[0])
 

@@ -119,6 +119,13 @@ def test_a_value_with_spaces_is_a_value(tmp_path):
     )
 
 
+def test_an_optimiser_that_cannot_be_is_refused_before_anything_runs(corpus, tmp_path):
+    result = launch(*smoke(tmp_path / "run", corpus, "--config.optim.optimizer=muom"))
+    assert result.returncode == 2
+    assert result.stderr == "launch.py: config optim.optimizer='muom' is not known; did you mean muon?\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_single_verb_refuses_input_of_another_config(finished, corpus, tmp_path):
     for verb in ("tokenize", "train", "eval", "export", "generate", "report"):
         refused(launch(verb, *smoke(finished, tmp_path)), "data.path was")

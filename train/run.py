@@ -99,6 +99,11 @@ def _layout(run: Run, mesh: jax.sharding.Mesh, config: MeshConfig) -> tuple[stat
     return abstract, sharding.state_shardings(abstract, mesh, config)
 
 
+def require_optimizer(run: Run) -> None:
+    """Refuses what the optimiser cannot be, or cannot be for this model; nothing is allocated."""
+    state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
+
+
 def _require_split(run: Run, mesh: jax.sharding.Mesh) -> None:
     """Refuses batches that the mesh and the microbatches do not divide."""
     parts, microbatches, context = sharding.batch_parts(mesh), run.train.microbatches, mesh.shape["context"]

@@ -43,6 +43,14 @@ def test_devices_share_the_matrices(mesh, each):
     assert cost.busiest == sum(number * one for number, one in zip(each, MATRIX))
 
 
+def test_soap_is_counted_too():
+    """Statistics, two rotations and a basis every ten steps, of both sides of query and output, one of the others."""
+    own = update_cost(PARAMS, OptimConfig(optimizer="soap"), {})
+    assert own.flops == own.busiest == pytest.approx(4.2e13, rel=0.02)
+    split = update_cost(PARAMS, OptimConfig(optimizer="soap"), {"replica": 8, "fsdp": 32})
+    assert split == (own.flops, own.flops / 32)
+
+
 def test_heads_are_matrices_of_their_own():
     heads = OptimConfig(optimizer="muon", muon=MuonConfig(split="head"))
     head = 10 * (2 * 128 * 128 * 2048 + 128**3)

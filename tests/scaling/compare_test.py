@@ -164,7 +164,7 @@ def test_a_real_comparison_finds_the_better_rate(finished, corpus, tmp_path):
         (["--config.compare.baseline=fast"], "baseline='fast' is none of also, mad, quick, slow"),
         (
             ["--config.optim.warmup_steps=7"],
-            "warmup_steps=7 and a decay over the last 4 do not fit into train.steps=8",
+            "warmup_steps=7 and a decay over the last 2 do not fit into train.steps=4",
         ),
         (["--config.compare.seeds=1"], "of one run nobody knows the spread"),
         (["--config.compare.variants.quick.tuned_as=mod"], "variants.quick.tuned_as='mod' is none of mad, "),
