@@ -33,14 +33,14 @@ VARIANTS = {
     "shampoo": {"set": (("optim.optimizer", "shampoo"),), "tune": (RATES,)},
     # How attention logits are held, all with Muon. Where none comes near the threshold, these are Muon's own runs.
     "muonclip": {"set": (*MUON, ("optim.qk_clip.threshold", 100.0)), "tuned_as": "muon", "lengths": WHOLE},
-    "muon, rate follows logits": {
+    "muon + rate follows logits": {
         "set": (*MUON, ("optim.adaptive.rate", "heads")),
         "tuned_as": "muon",
         "lengths": WHOLE,
     },
-    "muon, soft cap": {"set": (*MUON, ("model.attention_soft_cap", 50.0)), "tuned_as": "muon", "lengths": WHOLE},
-    "muon, QK-norm": {"set": (*MUON, ("model.qk_norm", True)), "tuned_as": "muon", "lengths": WHOLE},
-    "muon, z-loss": {"set": (*MUON, ("objective.z_loss", 1e-4)), "tuned_as": "muon", "lengths": WHOLE},
+    "muon + soft cap": {"set": (*MUON, ("model.attention_soft_cap", 50.0)), "tuned_as": "muon", "lengths": WHOLE},
+    "muon + QK-norm": {"set": (*MUON, ("model.qk_norm", True)), "tuned_as": "muon", "lengths": WHOLE},
+    "muon + z-loss": {"set": (*MUON, ("objective.z_loss", 1e-4)), "tuned_as": "muon", "lengths": WHOLE},
 }
 
 

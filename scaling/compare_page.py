@@ -82,8 +82,11 @@ def _final(found: Mapping[str, Any], width: int) -> Figure:
 def _curves(found: Mapping[str, Any], width: int) -> Figure:
     """Means over seeds of runs over all steps."""
     names = list(found["variants"])
-    lines = draw.legend_lines([(name, _colour(i)) for i, name in enumerate(names)], width - 60)
-    figure = draw.blank(width, 330 + 20 * len(lines))
+    lines = draw.legend_lines(
+        [(name if i < len(draw.SERIES) else f"{name}, dashed", _colour(i)) for i, name in enumerate(names)],
+        width - 60,
+    )
+    figure = draw.blank(width, 350 + 20 * len(lines))
     axes = draw.panel(figure, draw.MARGIN, 46, width - 100, 260)
     draw.head(figure, "Held-out bits per byte", lines)
     ends = []
