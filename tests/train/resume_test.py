@@ -75,6 +75,7 @@ def test_killed_in_every_phase_it_still_ends_the_same(finished, corpus, tmp_path
     assert differences(lab, tmp_path / "run") == 0
 
 
+@pytest.mark.slow  # hosts_test has a loss and a stop in less
 def test_two_processes_end_together_and_continue(finished, corpus, tmp_path, monkeypatch):
     """A sample of `make chaos`: one process of two is killed; the other stops by itself and says why."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
