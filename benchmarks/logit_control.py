@@ -1,15 +1,18 @@
 """What holds attention logits that blow up: each variant of experiments/logit_control.py on five seeds, as a table.
 
     PYTHONPATH=. python benchmarks/logit_control.py [--seeds=5] [--steps=200] [VARIANT ...]
+    PYTHONPATH=. python benchmarks/logit_control.py --treatments
 
 The task is to repeat sixteen random tokens of 32, which only attention can do. Numbers: the loss of the last 30 steps
 (mean, least and greatest over seeds; a guess costs ln 32 = 3.47), the largest logit of any step, of the last step
-(mean), heads clipped a step (of 8), and of those that were scaled, how many were below the threshold.
+(mean), heads clipped a step (of 8), and of those that were scaled, how many were below the threshold. The second
+command compares QK-Clip's treatments of heads that share a key, run by run, at three rates and two thresholds.
 """
 
 import argparse
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 
 import jax
@@ -28,6 +31,7 @@ from train.sharding import make_mesh
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "logit_control.py"
 VOCABULARY, HALF = 32, 16
+TREATMENTS = ("query", "group")
 
 
 def main() -> None:
@@ -36,11 +40,30 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"of {', '.join(VARIANTS)} (all)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--treatments", action="store_true", help="optim.qk_clip.treatment: query beside group")
     arguments = parser.parse_args()
+    if arguments.treatments:
+        return treatments(arguments.steps, range(arguments.seeds))
     print("| variant | loss | least .. greatest | largest logit | at the end | clipped a step | innocent |")
     print("|---|---|---|---|---|---|---|")
     for name in arguments.variants or VARIANTS:
         print(row(name, train(VARIANTS[name], arguments.steps, range(arguments.seeds))), flush=True)
+
+
+def treatments(steps: int, seeds: range) -> None:
+    """One row a rate of queries and keys (in parts of all else's) and threshold."""
+    print("| rate | threshold | query, loss | group, loss | query is lower in | query, innocent | group, innocent |")
+    print("|---|---|---|---|---|---|---|")
+    for rate, threshold in itertools.product(("5", "10", "20"), ("20", "50")):
+        setting = {"optim.groups.heads.multiplier": rate, "optim.qk_clip.threshold": threshold}
+        runs = {way: train({**setting, "optim.qk_clip.treatment": way}, steps, seeds) for way in TREATMENTS}
+        query_S, group_S = (runs[way]["loss"][:, -30:].mean(1) for way in TREATMENTS)
+        query, group = (f"{runs[way]['innocent'].mean():.2f}" for way in TREATMENTS)
+        print(
+            f"| {rate} | {threshold} | {query_S.mean():.3f} | {group_S.mean():.3f} | {(query_S < group_S).sum()} of "
+            f"{len(seeds)} | {query} | {group} |",
+            flush=True,
+        )
 
 
 def copies(seed: int, steps: int) -> Batch:

@@ -161,6 +161,8 @@ def describe(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(describe(arg) for arg in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         args = typing.get_args(hint)
         if len(args) == 2 and args[1] is Ellipsis:

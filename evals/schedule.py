@@ -1,6 +1,7 @@
 """The schedule of a run as a picture, drawn before anything is trained: the rate of every group, tokens of a step."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from core.progress import count
 from evals import draw
 from optim.config import OptimConfig
-from optim.groups import groups
+from optim.groups import GROUPS, groups
 from optim.schedule import Steps, batch_factors, make_schedule
 
 POINTS = 1000  # of a curve at most, beside those where something changes
@@ -35,19 +36,21 @@ def schedule_section(sheet: draw.Sheet, config: OptimConfig, batches: Sequence[S
 
 
 def rates_of(config: OptimConfig, batches: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, counted from 1 as in the metrics, and their rates: of a long run the corners and some points between."""
+    """Steps, counted from 1 as in the metrics, and their rates: of a long run where it turns and some between."""
     total = sum(stage.steps for stage in batches)
     ends = np.cumsum([stage.steps for stage in batches])
     done = np.union1d(np.linspace(0, total - 1, min(total, POINTS)).astype(int), [*ends[:-1], *(ends - 1)])
-    corners = np.array([config.warmup_steps - 1, config.warmup_steps])
+    decay = config.schedule.decay_steps or round(config.decay_fraction * total)
+    corners = np.array([config.warmup_steps - 1, config.warmup_steps, total - decay - 1, total - decay])
     done = np.union1d(done, corners[(corners >= 0) & (corners < total)])
     return done + 1, np.asarray(make_schedule(config, total, tuple(batches))(done), np.float64)
 
 
 def multipliers_of(config: OptimConfig) -> dict[str, float]:
     """Of the groups that do not take the rate as it is, and of `all` others."""
-    own = {name: group.multiplier for name, group in groups(config).items() if group.multiplier != 1}
-    return {"all": 1.0} | own
+    own = {name: group.multiplier for name, group in groups(config).items() if name in GROUPS}
+    own |= {name: group.multiplier for name, group in config.groups.items() if name not in GROUPS and group.pattern}
+    return {"all": 1.0} | {name: multiplier for name, multiplier in own.items() if multiplier not in (None, 1.0)}
 
 
 @draw.styled
@@ -60,11 +63,10 @@ def figure(
     width: int = draw.WIDE,
 ) -> Figure:
     """Rates over the steps, a line for each multiplier, above the tokens of a step."""
-    shown = dict(list(multipliers.items())[: len(draw.SERIES)])
     others = "all others" if len(multipliers) > 1 else "all parameters"
     legend = [
         (others if name == "all" else f"{name} x {multiplier:g}", colour)
-        for (name, multiplier), colour in zip(shown.items(), draw.SERIES)
+        for (name, multiplier), colour in zip(multipliers.items(), itertools.cycle(draw.SERIES))
     ]
     lines = draw.legend_lines(legend, width)
     top = 34 + 20 * len(lines)
@@ -72,10 +74,10 @@ def figure(
     draw.head(drawn, "Learning rate", lines)
     wide = width - draw.MARGIN - 44
     axes = draw.panel(drawn, draw.MARGIN + 20, 46 + 90 + 66, wide, 200)
-    for multiplier, colour in zip(shown.values(), draw.SERIES):
+    for multiplier, colour in zip(multipliers.values(), itertools.cycle(draw.SERIES)):
         axes.plot(steps, rates * multiplier, color=draw.LIGHT[colour], clip_on=False)
     axes.set_xlim(0, edges[-1])
-    axes.set_ylim(0, 1.08 * float(rates.max()) * max(1, *shown.values()) or 1.0)
+    axes.set_ylim(0, 1.08 * float(rates.max()) * max(1, *multipliers.values()) or 1.0)
     axes.tick_params(labelbottom=False)
     below = draw.panel(drawn, draw.MARGIN + 20, 46, wide, 90)
     draw.title(below, "Tokens of a step", draw.MARGIN + 20)

@@ -21,7 +21,7 @@ import optax
 
 from optim.config import AdaptiveConfig, QKClipConfig
 from optim.metrics import Metrics
-from optim.qk_clip import clip, clip_metrics, head_factors, on_heads, require_linear
+from optim.qk_clip import clip_heads, clip_metrics, head_factors, on_heads, require_linear
 
 
 class Track(NamedTuple):
@@ -84,7 +84,7 @@ def adapt(config: AdaptiveConfig, qk_clip: QKClipConfig) -> optax.GradientTransf
         if qk_clip.threshold or config.rate == "heads":
             require_linear(params)
         L, _, N, _ = params["layers"]["attention"]["query"].shape
-        zeros, ones = jnp.zeros((L, N)), jnp.ones((L, N))
+        zeros, ones = jnp.zeros((L, N), jnp.float32), jnp.ones((L, N), jnp.float32)
         return AdaptiveState(jnp.zeros((), jnp.int32), zeros, zeros, measured(ones, ones, ones))
 
     def measured(rate_LN: jax.Array, threshold_LN: jax.Array, factor_LN: jax.Array) -> Metrics:
@@ -106,7 +106,7 @@ def adapt(config: AdaptiveConfig, qk_clip: QKClipConfig) -> optax.GradientTransf
                 own_LN = thresholds(state.level_LN, config, qk_clip.threshold)
                 threshold_LN = jnp.where(first, threshold_LN, own_LN)
             factor_LN = head_factors(max_logit_LN, threshold_LN)
-            updates = clip(updates, params, factor_LN, qk_clip)
+            updates = clip_heads(updates, params, factor_LN, qk_clip)
         return updates, AdaptiveState(state.count + 1, *track, measured(rate_LN, threshold_LN, factor_LN))
 
     return optax.GradientTransformationExtraArgs(init, update)

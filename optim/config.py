@@ -10,15 +10,15 @@ from core.config import require
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """What is different for some parameters: `config.optim.groups.NAME`; what is left out is as for all.
+    """What is different for some parameters: `config.optim.groups.NAME`.
 
     NAME is one of the groups of `optim/groups.py` or, with a `pattern` over paths, a new one that takes its
-    parameters from those.
+    parameters from those. What is left out is as for all, of a new group as in the one that a parameter comes from.
     """
 
     pattern: str = ""
     optimizer: str = ""  # of OPTIMIZERS in optim/build.py
-    multiplier: float = 1.0  # of the learning rate
+    multiplier: float | None = None  # of the learning rate, otherwise 1
     weight_decay: float | None = None  # otherwise that of all for matrices inside layers, 0 for others
     b1: float | None = None
     b2: float | None = None
@@ -29,7 +29,7 @@ class GroupConfig:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(f"pattern={self.pattern!r} is no regular expression: {error}") from error
-        require(self.multiplier >= 0, f"multiplier={self.multiplier} must be 0 or more")
+        require(self.multiplier is None or self.multiplier >= 0, f"multiplier={self.multiplier} must be 0 or more")
         _check(self.b1, self.b2, self.epsilon, self.weight_decay)
 
 
@@ -109,8 +109,7 @@ class SoapConfig:
     normalize: bool = False  # every matrix's direction to RMS 1; for long intervals
 
     def __post_init__(self):
-        require(self.interval >= 1, f"interval={self.interval} must be 1 or more")
-        require(self.max_dimension >= 0, f"max_dimension={self.max_dimension} must be 0 or more")
+        _check_sides(self.interval, self.max_dimension)
         decay = self.statistics_decay
         require(decay is None or 0 <= decay < 1, f"statistics_decay={decay} must lie in 0..1, 1 excluded")
 
@@ -128,8 +127,7 @@ class ShampooConfig:
     graft: Literal["adam", "rmsprop", "none"] = "adam"  # whose norm each matrix's direction gets
 
     def __post_init__(self):
-        require(self.interval >= 1, f"interval={self.interval} must be 1 or more")
-        require(self.max_dimension >= 0, f"max_dimension={self.max_dimension} must be 0 or more")
+        _check_sides(self.interval, self.max_dimension)
         decay = self.statistics_decay
         require(decay is None or 0 <= decay <= 1, f"statistics_decay={decay} must lie in 0..1")
         require(self.ridge > 0, f"ridge={self.ridge} must be positive")
@@ -240,6 +238,11 @@ class OptimConfig:
         require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must lie in 0..1")
         require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive")
         _check(self.b1, self.b2, self.epsilon, self.weight_decay)
+
+
+def _check_sides(interval: int, max_dimension: int) -> None:
+    require(interval >= 1, f"interval={interval} must be 1 or more")
+    require(max_dimension >= 0, f"max_dimension={max_dimension} must be 0 or more")
 
 
 def _check(b1: float | None, b2: float | None, epsilon: float | None, weight_decay: float | None) -> None:

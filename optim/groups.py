@@ -95,14 +95,26 @@ def label(params: Any, config: OptimConfig = OptimConfig()) -> Any:  # noqa: B00
         return matching[0] if matching[0] in GROUPS else f"{matching[0]}/{_matching(GROUPS, name)[0]}"
 
     labels = jax.tree_util.tree_map_with_path(one, params)
-    for name, pattern in given.items():
+    for name in config.groups:
         if name not in matched:
             paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-            raise UserError(
-                f"config optim.groups.{name}.pattern={pattern!r} matches no parameter; there are {', '.join(paths)}"
-            )
+            which = f"{name}.pattern={given[name]!r}" if name in given else name
+            raise UserError(f"config optim.groups.{which} matches no parameter; there are {', '.join(paths)}")
     _require_read(config, set(jax.tree.leaves(labels)))
+    if config.qk_clip.threshold:
+        _require_moving(config, labels)
     return labels
+
+
+def _require_moving(config: OptimConfig, labels: Any) -> None:
+    """Refuses queries and keys that shall stay as they are, with QK-Clip, which scales them."""
+    found = groups(config)
+    for path, own in jax.tree_util.tree_leaves_with_path(labels):
+        if re.fullmatch(r"layers/attention/(query|key)(_bias)?", path_name(path)) and not found[own].multiplier:
+            raise UserError(
+                f"config optim.groups.{own.partition('/')[0]}.multiplier=0 leaves {path_name(path)} as it is, and "
+                "optim.qk_clip.threshold scales it; leave one out"
+            )
 
 
 def _require_read(config: OptimConfig, labels: set[str]) -> None:

@@ -59,6 +59,13 @@ def sides_of(I: int, O: int, max_dimension: int, one_sided: bool) -> Sides:  # n
     return Sides(I if left else NONE, O if right else NONE)
 
 
+def empty(L: int, I: int, O: int, max_dimension: int, one_sided: bool) -> tuple[Any, ...]:  # noqa: E741
+    """Two moments [L, I, O], then for left and right the statistics, then their bases or roots; all 0."""
+    zeros = sides_of(I, O, max_dimension, one_sided).map(lambda S: jnp.zeros((L, S, S), jnp.float32))
+    moment = jnp.zeros((L, I, O), jnp.float32)
+    return moment, moment, *zeros, *zeros
+
+
 class StackCost(NamedTuple):
     """Of one stack of matrices, of all devices together."""
 
@@ -179,7 +186,8 @@ def _one_by_one(compute: Callable[..., Any], *stacks: jax.Array) -> Any:
 def over_sides(compute: Callable[..., Any], *arguments: list[Sides]) -> list[Sides]:
     """`compute` of stacks [L, S, S], for the sides of all parameters: once for each S, the matrices over the devices.
 
-    XLA does not split a decomposition. Where there are more devices than layers, parameters begin at other devices.
+    XLA does not split a decomposition. Where a stack has fewer matrices than there are devices, several lie one
+    behind the other, so that a device has one matrix of one of them.
     """
     tree = jax.tree.structure(arguments[0])
     sides = list(zip(*map(jax.tree.leaves, arguments)))
@@ -189,21 +197,43 @@ def over_sides(compute: Callable[..., Any], *arguments: list[Sides]) -> list[Sid
         compute = functools.partial(_one_by_one, compute)
     for S in sorted({side[0].shape[1] for side in sides}):
         alike = [i for i, side in enumerate(sides) if side[0].shape[1] == S]
+        rounds = shared_out([len(sides[i][0]) for i in alike], devices)
 
-        def of_device(parts: list[Any]) -> list[Any]:
-            lengths = [len(part[0]) for part in parts]
-            out = compute(*(jnp.concatenate(of) for of in zip(*parts)))
-            cuts = np.cumsum(lengths)[:-1].tolist()
+        def of_device(rounds_of_parts: list[list[Any]]) -> list[Any]:
+            """Elsewhere than in its own place a part is 0, so that the sum of a round has all of them."""
+            sums = [tuple(sum(of[1:], of[0]) for of in zip(*parts)) for parts in rounds_of_parts]
+            out = compute(*(jnp.concatenate(of) for of in zip(*sums)))
+            cuts = np.cumsum([len(own[0]) for own in sums])[:-1].tolist()
             return list(zip(*(jnp.split(of, cuts) for of in out)))
 
-        padded, places = [], []
-        for number, i in enumerate(alike):
-            L = len(sides[i][0])
-            before = number % (devices // L) * L if devices > L else 0
-            places.append(slice(before, before + L))
-            ends = (before, -(before + L) % devices)
-            padded.append(tuple(jnp.pad(a, (ends, *[(0, 0)] * (a.ndim - 1))) for a in sides[i]))
+        padded = [
+            [
+                tuple(_padded(a, place.start, size - place.stop) for a in sides[alike[number]])
+                for number, place in places
+            ]
+            for size, places in rounds
+        ]
         out = over_mesh(of_device, P(tuple(axes)), P(tuple(axes)))(padded)
-        for i, place, own in zip(alike, places, out):
-            found[i] = tuple(of[place] for of in own)
+        for (_, places), own in zip(rounds, out):
+            for number, place in places:
+                found[alike[number]] = tuple(of[place] for of in own)
     return jax.tree.unflatten(tree, found)
+
+
+def _padded(a: jax.Array, before: int, after: int) -> jax.Array:
+    return jnp.pad(a, ((before, after), *[(0, 0)] * (a.ndim - 1)))
+
+
+def shared_out(lengths: list[int], devices: int) -> list[tuple[int, list[tuple[int, slice]]]]:
+    """Stacks of so many matrices laid one behind the other: sizes, and which stack lies where.
+
+    A size is a multiple of `devices`, to be split among them; more than that only where one stack alone has more.
+    """
+    rounds: list[list[tuple[int, slice]]] = []
+    for number, L in enumerate(lengths):
+        end = rounds[-1][-1][1].stop if rounds else devices
+        if end + L > devices:
+            rounds.append([])
+            end = 0
+        rounds[-1].append((number, slice(end, end + L)))
+    return [(-(-places[-1][1].stop // devices) * devices, places) for places in rounds]

@@ -44,7 +44,7 @@ def scale_by_muon(config: MuonConfig, *, implementation: str = "auto") -> optax.
 
     def init(params: Any) -> MuonState:
         found = iter(layouts(params))  # refuses vectors
-        squares = jax.tree.map(lambda p: jnp.zeros(_neurons(p.shape, next(found))), params)
+        squares = jax.tree.map(lambda p: jnp.zeros(_neurons(p.shape, next(found)), jnp.float32), params)
         momentum = optax.tree.zeros_like(params, dtype=jnp.dtype(config.momentum_dtype))
         return MuonState(jnp.zeros((), jnp.int32), momentum, squares if config.normuon_b2 else ())
 

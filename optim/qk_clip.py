@@ -4,6 +4,8 @@ A logit is scale * q . k with q and k linear in their projections, so a head who
 to the threshold t by multiplying its query (and key) by factors whose product is t / S, biases included (Kimi K2
 report, section 2.1, there with Muon and called MuonClip). S is that of the forward pass of the step itself, over the
 whole batch, before a soft cap; the factors fall on the parameters after the update, so this comes last in a chain.
+Parameters are float32 and cast where they are read, so no copy of another dtype is left behind, and no layer shares
+its projections with another.
 
 L layers, D model, N query heads, K key heads, G = N / K, H head size.
 """
@@ -44,7 +46,7 @@ def split_factors(
     return jnp.repeat(least_LK**alpha, N // num_kv_heads, axis=1), least_LK ** (1 - alpha)
 
 
-def clip(updates: Any, params: Any, factor_LN: jax.Array, config: QKClipConfig) -> Any:
+def clip_heads(updates: Any, params: Any, factor_LN: jax.Array, config: QKClipConfig) -> Any:
     """Updates that lead to queries and keys whose logits are multiplied by the factors; where one is 1, as they were.
 
     So a step that clips nothing is unchanged to the bit.
@@ -83,20 +85,22 @@ def qk_clip(config: QKClipConfig) -> optax.GradientTransformationExtraArgs:
 
     def init(params: Any) -> QKClipState:
         require_linear(params)
-        return QKClipState(clip_metrics(jnp.ones((1, 1))))
+        return QKClipState(clip_metrics(jnp.ones((1, 1), jnp.float32)))
 
     def update(
         updates: Any, _: QKClipState, params: Any = None, *, max_logit_LN: jax.Array, **__: Any
     ) -> tuple[Any, QKClipState]:
         factor_LN = head_factors(max_logit_LN, config.threshold)
-        return clip(updates, params, factor_LN, config), QKClipState(clip_metrics(factor_LN))
+        return clip_heads(updates, params, factor_LN, config), QKClipState(clip_metrics(factor_LN))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def clip_metrics(factor_LN: jax.Array) -> Metrics:
     """How many heads were above the threshold, and the smallest factor."""
-    return Metrics({"qk_clipped_heads": jnp.sum(factor_LN < 1.0), "qk_clip_factor": jnp.min(factor_LN)})
+    return Metrics(
+        {"qk_clipped_heads": jnp.sum(factor_LN < 1.0, dtype=jnp.int32), "qk_clip_factor": jnp.min(factor_LN)}
+    )
 
 
 def require_linear(params: Any) -> None:
@@ -119,7 +123,7 @@ def watch_logits() -> optax.GradientTransformationExtraArgs:
 
     def init(params: Any) -> WatchState:
         L, _, N, _ = params["layers"]["attention"]["query"].shape
-        return WatchState(Metrics({"max_logit_LN": jnp.zeros((L, N))}))
+        return WatchState(Metrics({"max_logit_LN": jnp.zeros((L, N), jnp.float32)}))
 
     def update(
         updates: Any, _: WatchState, __: Any = None, *, max_logit_LN: jax.Array, **___: Any

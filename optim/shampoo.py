@@ -17,7 +17,7 @@ import optax
 
 from optim.config import ShampooConfig
 from optim.groups import Direction
-from optim.kronecker import Sides, averaged, by_matrix, dot, multiply, over_sides, sides_of
+from optim.kronecker import Sides, averaged, by_matrix, dot, empty, multiply, over_sides
 
 SMALLEST = 1e-30  # an eigenvalue up to which gradients count as zero so far
 NEWTON_STEPS, POWER_STEPS = 50, 20
@@ -39,10 +39,7 @@ def shampoo(config: ShampooConfig, own: Direction) -> optax.GradientTransformati
     decay = own.b2 if config.statistics_decay is None else config.statistics_decay
 
     def begin(L: int, I: int, O: int) -> ShampooMatrices:  # noqa: E741
-        sides = sides_of(I, O, config.max_dimension, config.one_sided)
-        zeros = sides.map(lambda S: jnp.zeros((L, S, S), jnp.float32))
-        moment = jnp.zeros((L, I, O), jnp.float32)
-        return ShampooMatrices(moment, moment, *zeros, *zeros)
+        return ShampooMatrices(*empty(L, I, O, config.max_dimension, config.one_sided))
 
     def accumulated(g_LIO: jax.Array, of: ShampooMatrices) -> ShampooMatrices:
         mu_LIO = own.b1 * of.mu + (1 - own.b1) * g_LIO

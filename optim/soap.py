@@ -3,7 +3,7 @@
 A gradient is rotated by the eigenvectors of both sides, Adam works there, and its direction is rotated back. The
 eigenvectors follow the statistics by one power iteration and a QR decomposition every `interval` steps; of the
 moments there the first is then rotated into the new basis, the second stays. A gradient enters statistics and basis
-only after the step in which it decided the direction. So the first step moves nothing: it begins statistics and
+only after the step in which it decided the direction. So the first step moves nothing by it: it begins statistics and
 basis, as the authors' program does. Without sides (`max_dimension=0`) this is Adam from the second step on.
 
 Shapes as in `optim/kronecker.py`.
@@ -17,7 +17,7 @@ import optax
 
 from optim.config import SoapConfig
 from optim.groups import Direction
-from optim.kronecker import Sides, averaged, by_matrix, dot, has, multiply, over_sides, rotate, sides_of
+from optim.kronecker import Sides, averaged, by_matrix, dot, empty, has, multiply, over_sides, rotate
 
 
 class SoapMatrices(NamedTuple):
@@ -36,10 +36,7 @@ def soap(config: SoapConfig, own: Direction) -> optax.GradientTransformation:
     decay = own.b2 if config.statistics_decay is None else config.statistics_decay
 
     def begin(L: int, I: int, O: int) -> SoapMatrices:  # noqa: E741
-        sides = sides_of(I, O, config.max_dimension, config.one_sided)
-        zeros = sides.map(lambda S: jnp.zeros((L, S, S), jnp.float32))
-        moment = jnp.zeros((L, I, O), jnp.float32)
-        return SoapMatrices(moment, moment, *zeros, *zeros)
+        return SoapMatrices(*empty(L, I, O, config.max_dimension, config.one_sided))
 
     def one(count: jax.Array, g_LIO: jax.Array, of: SoapMatrices) -> tuple[jax.Array, SoapMatrices]:
         """A step in the basis that there is."""

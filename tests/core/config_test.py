@@ -27,6 +27,7 @@ class Outer:
     flag: bool = False
     sizes: tuple[int, ...] = ()
     limit: int | None = None
+    scale: Literal["root", "line"] | float = 1.0
     inner: Inner = Inner()
 
     def __post_init__(self):
@@ -51,6 +52,7 @@ def test_parses_nested_values_and_lists():
         ({"steps": 1, "kind": "adm"}, "config x.kind='adm' is not a choice; did you mean adam?"),
         ({"steps": 1, "sizes": (1, "a")}, "config x.sizes[1]='a' must be an integer"),
         ({"steps": 1, "limit": "a"}, "config x.limit='a' must be an integer"),
+        ({"steps": 1, "scale": "rot"}, "config x.scale='rot' must be one of root, line or a number"),
         ({"steps": 1, "inner": 3}, "config x.inner=3 must be a group of keys (width)"),
         ({"steps": 0}, "config x: steps=0 must be positive"),
     ],

@@ -10,7 +10,7 @@ from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
 from optim.build import build
-from optim.config import ClipConfig, GroupConfig, OptimConfig
+from optim.config import ClipConfig, GroupConfig, OptimConfig, QKClipConfig
 from optim.groups import groups, label
 from optim.matrices import from_matrices, layout_of, to_matrices
 from optim.metrics import Metrics, collect
@@ -74,6 +74,8 @@ def test_what_a_group_leaves_out_is_as_where_its_parameters_come_from():
     query, scale = found[labels["attention"]["query"]], found[labels["attention_norm"]["scale"]]
     assert (query.direction.optimizer, query.weight_decay, query.multiplier) == ("soap", 0.3, 2.0)
     assert (scale.direction.optimizer, scale.weight_decay, scale.multiplier) == ("adamw", 0.0, 2.0)
+    kept = {"norm": GroupConfig(multiplier=0.5), "first": GroupConfig(pattern="layers/attention_norm/scale", b1=0.8)}
+    assert groups(OptimConfig(groups=kept))["first/norm"].multiplier == 0.5
     chain, _ = build(config, 10_000)
     chain.update(params, chain.init(params), params, loss=jnp.zeros(()))
 
@@ -94,6 +96,10 @@ def test_what_a_group_leaves_out_is_as_where_its_parameters_come_from():
             OptimConfig(clip=ClipConfig(kind="agc", agc_exempt=("hed",))),
             r"agc_exempt: 'hed' is no group of parameters; did you mean head",
         ),
+        (
+            OptimConfig(groups={"bias": GroupConfig(multiplier=2.0)}),
+            r"config optim.groups.bias matches no parameter; there are embedding, ",
+        ),
         (OptimConfig(groups={"ups": GroupConfig()}), r"groups.ups is none of embedding, head, .* needs a pattern"),
         (
             OptimConfig(groups={"ups": GroupConfig(pattern="layers/ups")}),
@@ -106,6 +112,12 @@ def test_what_a_group_leaves_out_is_as_where_its_parameters_come_from():
         (
             OptimConfig(groups={name: GroupConfig(pattern="layers/.*/query") for name in ("one", "two")}),
             r"parameter layers/attention/query is in the groups one and two",
+        ),
+        (
+            OptimConfig(
+                qk_clip=QKClipConfig(100.0), groups={"still": GroupConfig(pattern="layers/.*/key", multiplier=0.0)}
+            ),
+            r"groups.still.multiplier=0 leaves layers/attention/key as it is, and optim.qk_clip.threshold scales it",
         ),
     ],
 )

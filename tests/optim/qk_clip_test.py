@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from optim.build import build
 from optim.config import AdaptiveConfig, OptimConfig, QKClipConfig
 from optim.metrics import Metrics, collect
-from optim.qk_clip import clip, head_factors, qk_clip, split_factors
+from optim.qk_clip import clip_heads, head_factors, qk_clip, split_factors
 
 MODEL = ModelConfig(
     64, num_layers=3, d_model=32, num_heads=6, num_kv_heads=2, head_dim=8, d_ff=32, init_std=0.5, qkv_bias=True
@@ -42,7 +42,7 @@ def logits(params, model=MODEL):
 
 def clipped(config, factor_LN, params):
     """Parameters after a step whose own update is zero."""
-    updates = clip(jax.tree.map(jnp.zeros_like, params), params, factor_LN, config)
+    updates = clip_heads(jax.tree.map(jnp.zeros_like, params), params, factor_LN, config)
     return optax.apply_updates(params, updates)
 
 
@@ -77,12 +77,12 @@ def test_the_factor_falls_on_what_the_update_makes_of_the_parameters(config):
     assert 0 < int((factor_LN < 1).sum()) < factor_LN.size
     query_LN, key_LK = split_factors(factor_LN, 2, config.treatment, config.alpha)
     plain = optax.apply_updates(params(), updates)["layers"]["attention"]
-    got = optax.apply_updates(params(), clip(updates, params(), factor_LN, config))["layers"]["attention"]
+    got = optax.apply_updates(params(), clip_heads(updates, params(), factor_LN, config))["layers"]["attention"]
     for name, factor in (("query", query_LN), ("key", key_LK)):
         np.testing.assert_allclose(got[name], plain[name] * factor[:, None, :, None], rtol=1e-5, atol=1e-6)
         bias = f"{name}_bias"
         np.testing.assert_allclose(got[bias], plain[bias] * factor[..., None], rtol=1e-5, atol=1e-6)
-    untouched = clip(updates, params(), jnp.ones_like(factor_LN), config)
+    untouched = clip_heads(updates, params(), jnp.ones_like(factor_LN), config)
     jax.tree.map(np.testing.assert_array_equal, untouched, updates)
 
 

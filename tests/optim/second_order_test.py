@@ -11,7 +11,7 @@ from core.config import parse
 from core.errors import UserError
 from optim.config import OptimConfig, ShampooConfig, SoapConfig
 from optim.groups import Direction
-from optim.kronecker import cost
+from optim.kronecker import cost, shared_out
 from optim.shampoo import ROOTS, shampoo
 from optim.soap import soap
 
@@ -203,3 +203,12 @@ def test_the_state_is_as_large_as_it_is_said_to_be(config):
 def test_vectors_are_refused():
     with pytest.raises(UserError, match=r"layers/attention_norm/scale of shape \(2, 8\) is no matrix"):
         soap(SoapConfig(), OWN).init({"layers": {"attention_norm": {"scale": jnp.ones((2, 8))}}})
+
+
+def test_stacks_are_laid_one_behind_the_other_over_the_devices():
+    """Seven stacks of 36 matrices on 256 devices: one each, not seven; and none in two places."""
+    ((size, places),) = shared_out([36] * 7, 256)
+    assert size == 256
+    assert [place for _, place in places] == [slice(36 * i, 36 * i + 36) for i in range(7)]
+    assert [(size, len(places)) for size, places in shared_out([36] * 8, 256)] == [(256, 7), (256, 1)]
+    assert [size for size, _ in shared_out([3, 10, 1, 4], 4)] == [4, 12, 4, 4]

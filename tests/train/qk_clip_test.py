@@ -60,30 +60,31 @@ def test_a_run_that_blows_up_trains_with_it():
 
 
 @functools.cache
-def plain():
-    return train()
+def plain(optimizer):
+    return train(optim=replace(OPTIM, optimizer=optimizer))
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("optimizer", "changes"),
     [
-        {"qk_clip": QKClipConfig(100.0)},
-        pytest.param({"qk_clip": QKClipConfig(100.0, "group")}, marks=pytest.mark.slow),
+        ("muon", {"qk_clip": QKClipConfig(100.0)}),
+        pytest.param("adamw", {"qk_clip": QKClipConfig(100.0)}, marks=pytest.mark.slow),
+        pytest.param("adamw", {"qk_clip": QKClipConfig(100.0, "group")}, marks=pytest.mark.slow),
         pytest.param(
+            "adamw",
             {"qk_clip": QKClipConfig(100.0), "adaptive": AdaptiveConfig(rate="all", slack=4.0)},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["query", "group", "adaptive"],
+    ids=["muon", "query", "group", "adaptive"],
 )
-def test_a_run_below_the_threshold_is_the_same_to_the_bit(changes):
-    (state, rows), (other, others) = plain(), train(optim=replace(OPTIM, **changes))
+def test_a_run_below_the_threshold_is_the_same_to_the_bit(optimizer, changes):
+    (state, rows), (other, others) = plain(optimizer), train(optim=replace(OPTIM, optimizer=optimizer, **changes))
     assert max(row["max_logit"] for row in rows) > 1.0  # it learns something
     assert sum(row["qk_clipped_heads"] for row in others) == 0
     assert [row["loss"] for row in rows] == [row["loss"] for row in others]
     jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
-    moments = (s.opt_state.inner[1].inner_states["adamw"].inner_state for s in (state, other))
-    jax.tree.map(np.testing.assert_array_equal, *moments)
+    jax.tree.map(np.testing.assert_array_equal, *(s.opt_state.inner[1].inner_states for s in (state, other)))
 
 
 SETTINGS = {
