@@ -157,6 +157,6 @@ def get_config() -> ConfigDict:
     config.compare = ConfigDict()
     config.compare.baseline = "adamw"
     config.compare.seeds = 5
-    config.compare.lengths = (0.8462, 1.0)  # 2,750 steps and all; both are multiples of eval_every
+    config.compare.lengths = (0.8462, 1.0)  # 2,750 steps and all
     config.compare.variants = ConfigDict(VARIANTS)
     return config.lock()

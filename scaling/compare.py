@@ -24,7 +24,7 @@ from evals.config import EvalConfig
 from evals.evaluate import quick_evaluation
 from optim.build import build
 from scaling.compare_page import write_page
-from scaling.compare_text import table
+from scaling.compare_text import rows, table
 from scaling.config import CompareConfig, VariantConfig
 from train.loop import train
 from train.metrics import Diverged, read_metrics
@@ -59,8 +59,10 @@ class Result(NamedTuple):
     step_seconds: float  # the median
     state_bytes: int
     curve: list[tuple[int, float]]  # held-out bits per byte at a step
-    peak_bytes: int  # on an accelerator; 0 where they are not counted
+    peak_bytes: int  # on an accelerator, of all trials of this process up to here; 0 where they are not counted
     failed: str = ""
+    device: str = ""  # that it was trained on
+    whole_seconds: float = 0.0  # evaluations included
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -94,7 +96,8 @@ def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, 
         "baseline": config.baseline,
         "significance": config.significance,
         "steps": lab.steps,
-        "device": jax.devices()[0].device_kind,
+        "device": " and ".join(sorted({own.device or jax.devices()[0].device_kind for _, own in lab.all})),
+        "whole_seconds": sum(own.whole_seconds for _, own in lab.all),
         "versions": {"jax": jax.__version__},
         "variants": {
             variant: {
@@ -109,8 +112,9 @@ def compare(config: CompareConfig, make_run: MakeRun, workdir: Path, name: str, 
     }
     folder = workdir / PLACE
     write_json(folder / "compare.json", found)
-    pages = write_page(found, command, folder / "compare.html")
-    print(table(found))  # noqa: T201 (the result, to standard output)
+    told = rows(found)
+    pages = write_page(found, told, command, folder / "compare.html")
+    print(table(found, told))  # noqa: T201 (the result, to standard output)
     say(f"compare: {pages[0]}, and compare.json beside it")
 
 
@@ -128,17 +132,12 @@ class _Lab:
     def __init__(self, config: CompareConfig, make_run: MakeRun, workdir: Path):
         self.config, self.make_run, self.workdir = config, make_run, workdir
         self.tuning: dict[str, list[tuple[Trial, Result]]] = {variant: [] for variant in config.variants}
+        self.all: list[tuple[Trial, Result]] = []
         self.done, self.took = 0, []
         base, _ = make_run({})
-        self.steps, every = base.train.steps, base.train.eval_every
-        if not self.steps or not every:
+        self.steps = base.train.steps
+        if not self.steps or not base.train.eval_every:
             raise UserError("config compare: trials need train.steps and train.eval_every, and no batch.stages")
-        for length in {length for variant in config.variants for length in config.lengths_of(variant)}:
-            if self._steps(length) % every:
-                raise UserError(
-                    f"config compare.lengths: {length:g} of {self.steps:,} steps is no multiple of "
-                    f"train.eval_every={every}, so its end would not be measured"
-                )
         rounds = sum(len(values) for own in config.variants.values() for _, values in own.tune)
         repeated = sum(max(0, len(own.tune) - 1) for own in config.variants.values())
         lengths = sum(len(config.lengths_of(variant)) for variant in config.variants)
@@ -197,10 +196,13 @@ class _Lab:
             )
             say(f"compare: {self.done} of {self.total}{left}: {trial.shown}")
             began = time.monotonic()
-            write_json(path, self._train(run, evaluation, folder)._asdict())
-            shutil.rmtree(folder / FOLDER / CHECKPOINTS, ignore_errors=True)  # what it came to is known
+            found = self._train(run, evaluation, folder)
             self.took.append(time.monotonic() - began)
-        return Result(**read_json(path))
+            found = found._replace(device=jax.devices()[0].device_kind, whole_seconds=self.took[-1])
+            write_json(path, found._asdict())
+            shutil.rmtree(folder / FOLDER / CHECKPOINTS, ignore_errors=True)  # what it came to is known
+        self.all.append((trial, Result(**read_json(path))))
+        return self.all[-1][1]
 
     def _train(self, run: Run, evaluation: EvalConfig, folder: Path) -> Result:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,26 +10,24 @@ from matplotlib.figure import Figure
 
 from core.page import Page, strong
 from evals import draw
-from scaling.compare_text import cells, judge, losses, rows, table
+from scaling.compare_text import Row, cells, heading, judge, losses, table
 from scaling.verdict import interval
 
 
-def write_page(found: Mapping[str, Any], command: str, path: Path) -> list[Path]:
+def write_page(found: Mapping[str, Any], own: list[Row], command: str, path: Path) -> list[Path]:
     """Writes compare.html, and a PNG of each picture beside it."""
-    own, said = rows(found), judge(found)
-    lengths = sorted({length for row in own for length in row.reached})
+    said = judge(found)
     page = Page(
         f"Comparison {found['name']}",
         strong(said.said[:1].upper() + said.said[1:] + ". "),
-        f"{len(own)} variants of one run of {found['steps']:,} steps, each tuned, then trained on the same seeds.",
+        f"{len(own)} variants of one run of {found['steps']:,} steps, tuned as told below, then on the same seeds.",
         footer=f"jax {found['versions']['jax']}, {found['device']}",
     )
     sheet = draw.Sheet(page)
     page.section("Final loss")
     alt = ", ".join(f"{row.name} {row.loss.mean:.4f}" for row in own)
     sheet.figure("final", functools.partial(_final, found), f"Held-out bits per byte at the end: {alt}")
-    head = ["", "bits per byte", f"steps to {found['baseline']}'s", *(f"p at {length:g}" for length in lengths)]
-    page.table([*head, "ms a step", "a run", "state, MB", "tuned", "trials"], [cells(row, lengths) for row in own])
+    page.table(heading(own, found["baseline"]), cells(own))
     page.section("On the way")
     sheet.figure("curves", functools.partial(_curves, found), "Held-out bits per byte by step, means over seeds")
     page.section("Tuning")
@@ -43,7 +41,7 @@ def write_page(found: Mapping[str, Any], command: str, path: Path) -> list[Path]
             ]
             page.table([*(key.rpartition(".")[2] for key in keys), "bits per byte"], tried)
     page.section("As Markdown")
-    page.pre(table(found))
+    page.pre(table(found, own))
     page.section("Reproduce")
     page.pre(command)
     return sheet.write(path)

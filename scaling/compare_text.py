@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.progress import duration
 from scaling.verdict import Interval, Verdict, bootstrap_steps, holm, interval, p_less, shown_p, verdict
 
 
@@ -18,9 +17,11 @@ class Row(NamedTuple):
     trials: int  # that tuned it
     loss: Interval  # held-out bits per byte after all steps
     steps: Interval | None  # share of the baseline's steps to its final loss
+    shortest: float  # length that was run: shares up to it are bounds
     reached: dict[float, float]  # by length: corrected p that the loss is below the baseline's over all steps
-    step_seconds: float
-    seconds: float  # of a run
+    step_seconds: float  # the median
+    seconds: Interval  # of a run, compiling included, without evaluations
+    slowness: float  # what a step takes, in parts of the baseline's
     state_bytes: int
     failed: int
 
@@ -47,6 +48,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
         if name != base
     }
     corrected = holm(tests)
+    base_seconds = _step_seconds(found["variants"][base]["runs"]["1"])
     made = []
     for name, variant in found["variants"].items():
         own, whole = by_length[name], variant["runs"]["1"]
@@ -63,9 +65,11 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
                 len(variant["tuning"]),
                 interval(own[1.0]),
                 bootstrap_steps(theirs, sorted(own), grid_LS) if compared else None,
+                min(own),
                 {length: corrected[name, length] for length in own if name != base},
-                float(np.median([one["step_seconds"] for one in whole])),
-                float(np.mean([one["seconds"] for one in whole])),
+                _step_seconds(whole),
+                interval([one["seconds"] for one in whole]),
+                _step_seconds(whole) / base_seconds,
                 whole[0]["state_bytes"],
                 sum(bool(one["failed"]) for runs in variant["runs"].values() for one in runs),
             )
@@ -73,26 +77,26 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
     return sorted(made, key=lambda row: row.loss.mean)
 
 
+def _step_seconds(runs: list[Mapping[str, Any]]) -> float:
+    return float(np.median([one["step_seconds"] for one in runs]))
+
+
 def judge(found: Mapping[str, Any]) -> Verdict:
     """At equal steps."""
     return verdict({name: own[1.0] for name, own in losses(found).items()}, found["significance"])
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(found: Mapping[str, Any], own: list[Row]) -> str:
     """All of it in Markdown, so that it goes into notes as it stands."""
-    own, base = rows(found), found["baseline"]
-    lengths = sorted({length for row in own for length in row.reached})
-    head = ["", "held-out bits per byte", f"steps to {base}'s loss"]
-    head += [f"p at {length:g} of the steps" for length in lengths]
-    head += ["ms a step", "a run", "state, MB", "tuned", "trials"]
+    head = heading(own, found["baseline"])
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cells(row, lengths)) + " |" for row in own]
+    lines += ["| " + " | ".join(line) + " |" for line in cells(own)]
     seeds = len(next(iter(losses(found).values()))[1.0])
     lines += [
         "",
-        f"{found['steps']:,} steps, {seeds} seeds; intervals are of 95%, p values of Welch's one-sided test",
+        f"{found['steps']:,} steps, {seeds} seeds; intervals are of 95%, p values of Welch's one-sided test against "
+        f"{found['baseline']} over all steps, corrected for their number (Holm). Seconds are without evaluations.",
     ]
-    lines[-1] += f" against {base} over all steps, corrected for their number (Holm)."
     if any("(edge)" in row.keys for row in own):
         lines.append(
             "(edge): the best of the values tried is the least or the greatest; beyond it may lie a better one."
@@ -100,28 +104,61 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, judge(found).said[:1].upper() + judge(found).said[1:] + ".", ""])
 
 
-def cells(row: Row, lengths: list[float]) -> list[str]:
-    """A line of the table."""
-    half = (row.loss.high - row.loss.low) / 2
-    shown = [
-        row.name,
-        f"{row.loss.mean:.4f} ± {half:.4f}" if math.isfinite(half) else f"{row.failed} runs failed",
-        shown_steps(row.steps),
-        *(shown_p(row.reached[length]) if length in row.reached else "" for length in lengths),
-        f"{1000 * row.step_seconds:.1f}",
-        duration(row.seconds),
-        f"{row.state_bytes / 1e6:.1f}",
-        row.keys,
-        str(row.trials or ""),
+def heading(own: list[Row], base: str) -> list[str]:
+    """Of the table's columns."""
+    return [
+        "",
+        "held-out bits per byte",
+        f"steps to {base}'s loss",
+        "time to it",
+        *(f"p at {length:g} of the steps" for length in _lengths(own)),
+        "ms a step",
+        "seconds a run",
+        "state, MB",
+        "tuned",
+        "trials",
     ]
-    return shown
 
 
-def shown_steps(steps: Interval | None) -> str:
-    """A share of the baseline's steps; an end that is infinite was not reached."""
-    if steps is None:
+def cells(own: list[Row]) -> list[list[str]]:
+    """A line of the table for each variant."""
+    return [
+        [
+            row.name,
+            _plus_minus(row.loss, 4) if math.isfinite(row.loss.high) else f"{row.failed} runs failed",
+            shown_share(row.steps, row.shortest),
+            shown_share(row.steps, row.shortest, row.slowness),
+            *(shown_p(row.reached[length]) if length in row.reached else "" for length in _lengths(own)),
+            f"{1000 * row.step_seconds:.1f}",
+            _plus_minus(row.seconds, 1),
+            f"{row.state_bytes / 1e6:.1f}",
+            row.keys,
+            str(row.trials or ""),
+        ]
+        for row in own
+    ]
+
+
+def _lengths(own: list[Row]) -> list[float]:
+    return sorted({length for row in own for length in row.reached})
+
+
+def _plus_minus(of: Interval, digits: int) -> str:
+    return f"{of.mean:.{digits}f} ± {(of.high - of.low) / 2:.{digits}f}"
+
+
+def shown_share(steps: Interval | None, shortest: float, times: float = 1.0) -> str:
+    """Of the baseline's steps, or of its time; nothing shorter than `shortest` was run."""
+    if steps is None or shortest == 1:  # then no run was shorter than the baseline's
         return ""
-    if steps.mean == steps.high:  # no run was short enough to end above it
-        return f"at most {steps.mean:.2f}"
-    ends = [f"{end:.2f}" if math.isfinite(end) else "not" for end in steps]
-    return f"{ends[0]} ({ends[1]} to {ends[2]})"
+    if not math.isfinite(steps.mean):
+        return "not reached"
+
+    def end(share: float) -> str:
+        if not math.isfinite(share):
+            return "not reached"
+        return f"{'at most ' * (share <= shortest)}{times * share:.2f}"
+
+    if steps.high <= shortest:
+        return end(steps.mean)
+    return f"{end(steps.mean)} ({end(steps.low)} to {end(steps.high)})"

@@ -42,7 +42,11 @@ class CompareConfig:
             require(
                 self.baseline in self.variants, f"baseline={self.baseline!r} is none of {', '.join(self.variants)}"
             )
+            own = self.variants[self.baseline].lengths
+            require(own in ((), (1.0,)), f"variants.{self.baseline}.lengths={own}: the baseline has all the steps")
         for name, variant in self.variants.items():
+            empty = [key for key, values in variant.tune if not values]
+            require(not empty, f"variants.{name}.tune: {', '.join(empty)} has no values to try")
             require(not (variant.tune and variant.tuned_as), f"variants.{name} has both tune and tuned_as")
             known = [other for other, own in self.variants.items() if not own.tuned_as]
             require(

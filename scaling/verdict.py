@@ -40,7 +40,7 @@ def p_less(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p values corrected for their number (Holm 1979): the chance of any false claim stays below the level."""
+    """p values corrected for their number (Holm 1979): with what chance any of them refuses where it should not."""
     corrected, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda pair: (math.isnan(pair[1]), pair[1]))):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))
@@ -67,16 +67,17 @@ def bootstrap_steps(
     baseline: Sequence[float], lengths: Sequence[float], losses_LS: np.ndarray, draws: int = 4000
 ) -> Interval:
     """`steps_to` the baseline's mean, with an interval over seeds of both, drawn with replacement."""
-    random = np.random.default_rng(0)
-    theirs = np.asarray(baseline)
+    random, theirs = np.random.default_rng(0), np.asarray(baseline)
 
-    def mean(values_S: np.ndarray) -> np.ndarray:
-        """Of values drawn again, its deviation widened as Student's t does for so few."""
-        n = values_S.shape[-1]
-        drawn, centre = values_S[..., random.integers(n, size=n)].mean(-1), values_S.mean(-1)
-        return centre + (drawn - centre) * math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    def means(values_XS: np.ndarray) -> np.ndarray:
+        """[..., draws] of values drawn again, their deviation widened as Student's t does for so few."""
+        n = values_XS.shape[-1]
+        wider = math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+        centre_X1 = values_XS.mean(-1, keepdims=True)
+        return centre_X1 + (values_XS[..., random.integers(n, size=(draws, n))].mean(-1) - centre_X1) * wider
 
-    found = [steps_to(float(mean(theirs)), lengths, mean(losses_LS)) for _ in range(draws)]
+    drawn = zip(means(theirs), means(losses_LS).T)
+    found = [steps_to(float(target), lengths, own) for target, own in drawn]
     low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
     return Interval(steps_to(theirs.mean(), lengths, losses_LS.mean(1)), float(low), float(high))
 
@@ -92,6 +93,7 @@ class Verdict(NamedTuple):
 def verdict(losses: Mapping[str, Sequence[float]], significance: float) -> Verdict:
     """The variant whose final loss is below that of every other, each test at the corrected level; or none.
 
+    Which one to test was chosen by looking, so the tests are two-sided: of two that are equal one is always lower.
     A variant of which a run failed neither wins nor is beaten.
     """
     # Variants of equal runs are one: they never did what sets them apart, such as a clip that nothing reached.
@@ -103,7 +105,8 @@ def verdict(losses: Mapping[str, Sequence[float]], significance: float) -> Verdi
     if len(whole) < 2:
         return Verdict(None, 1.0, f"no winner: runs failed of all but {len(whole)} of {len(losses)} variants")
     best = min(whole, key=lambda name: float(np.mean(whole[name])))
-    others = holm({name: p_less(whole[best], own) for name, own in whole.items() if name != best})
+    tests = {name: min(1.0, 2 * p_less(whole[best], own)) for name, own in whole.items() if name != best}
+    others = holm(tests)
     near = [name for name, p in others.items() if not p < significance]
     if not near:
         worst = max(others.values())

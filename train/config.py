@@ -12,7 +12,7 @@ class TrainConfig:
 
     steps: int = 0  # 0 where config.batch.stages say how long
     log_every: int = 10  # steps
-    eval_every: int = 0  # steps; 0 leaves held-out bits per byte to the eval stage
+    eval_every: int = 0  # steps, and after the last; 0 leaves held-out bits per byte to the eval stage
     checkpoint_every: int = 200  # steps; the last step is always saved
     keep_checkpoints: int = 2  # the newest
     keep_every: int = 0  # steps; checkpoints of multiples of it are kept for good; 0 keeps none but the newest

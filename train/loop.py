@@ -18,6 +18,7 @@ from data.plan import Plan
 from data.tokenize import open_split
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
+from train.config import TrainConfig
 from train.goodput import Goodput
 from train.manifest import DamagedCheckpoint
 from train.metrics import Journal
@@ -66,8 +67,8 @@ def train(
 ) -> None:
     """Trains to the end of the last stage from the newest good checkpoint, or from the beginning.
 
-    What `make_evaluate()` gives is called with the parameters every `eval_every` steps, and its numbers join the
-    metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
+    What `make_evaluate()` gives is called with the parameters every `eval_every` steps and after the last, and its
+    numbers join the metrics. SIGTERM and Ctrl-C save and raise `Stopped`.
     """
     goodput = Goodput()
     _keep_compiled(workdir)
@@ -82,15 +83,29 @@ def train(
         return
     keep = {"keep_last": run.train.keep_checkpoints, "keep_every": run.train.keep_every}
     checkpoints = Checkpoints(folder / CHECKPOINTS, **keep)
-    step, current, start, batches, batch_sharding = set_up(run, folder, corpus, checkpoints, amendment)
+    setup = set_up(run, folder, corpus, checkpoints, amendment)
     if stage is not None:
         stage.reopen()
-    plan, config = batches.plan, run.train
-    record = {"history": data_history.to_json(plan.history)}
-    journal = Journal(folder, start, plan, goodput, run.optim.skip.nonfinite_limit)
-    evaluate = make_evaluate() if make_evaluate is not None and config.eval_every else None
-    done, unread = start, None  # metrics of a step are read when the next one is already running
+    journal = Journal(folder, setup.start, setup.batches.plan, goodput, run.optim.skip.nonfinite_limit)
+    evaluate = make_evaluate() if make_evaluate is not None and run.train.eval_every else None
+    done = _turn(run.train, setup, checkpoints, journal, evaluate, goodput)
+    if stage is not None:
+        plan, files = setup.batches.plan, [journal.path, folder / HISTORY]
+        stage.finish(files, {"step": done, "tokens": plan.tokens, "steps": plan.steps, **_record(plan)})
 
+
+def _turn(
+    config: TrainConfig,
+    setup: Setup,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    evaluate: Evaluate | None,
+    goodput: Goodput,
+) -> int:
+    """Step after step, with what is due after each; gives how many are done. Raises `Stopped` where it was asked."""
+    step, current, start, batches, batch_sharding = setup
+    plan = batches.plan
+    done, unread = start, None  # metrics of a step are read when the next one is already running
     with Stop() as stop, contextlib.closing(journal), contextlib.closing(checkpoints):
         for batch in _timed(batches.iterate(start, plan.steps), goodput):
             if jax.process_count() > 1:
@@ -102,7 +117,7 @@ def train(
             if unread is not None:
                 journal.log(*unread)
             stopping = stop.asked(done)
-            evaluates = evaluate is not None and done % config.eval_every == 0
+            evaluates = evaluate is not None and (done % config.eval_every == 0 or done == plan.steps)
             saves = done % config.checkpoint_every == 0 or done == plan.steps or stopping
             logs = done % config.log_every == 0 or done in (1, plan.steps) or stopping
             unread = (done, metrics) if logs and not (saves or evaluates) else None
@@ -115,7 +130,7 @@ def train(
                             journal.write(done, evaluate(current.params))
                     if saves:
                         with goodput.on("checkpoint"):
-                            checkpoints.save(current, done, record)
+                            checkpoints.save(current, done, _record(plan))
             if stopping:
                 break
         if unread is not None:
@@ -123,9 +138,12 @@ def train(
         with goodput.on("checkpoint"):
             checkpoints.wait()
     stop.raise_if_asked()
-    if stage is not None:
-        files = [journal.path, folder / HISTORY]
-        stage.finish(files, {"step": done, "tokens": plan.tokens, "steps": plan.steps, **record})
+    return done
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    """What a checkpoint says of the data that it was trained on."""
+    return {"history": data_history.to_json(plan.history)}
 
 
 def _without_done(amendment: Amendment, folder: Path) -> Amendment:
