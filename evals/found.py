@@ -77,6 +77,13 @@ class Found:
         _, rates = column(self.rows, "tokens_per_second")
         return float(np.median(rates)) if len(rates) else None
 
+    def rate_of(self, stage: int) -> float | None:
+        """The same of one stage, where it has been trained."""
+        before = [sum(own["steps"] for own in self.stages[:end]) for end in (stage, stage + 1)]
+        rows = [row for row in self.rows if before[0] < row["step"] <= before[1]]
+        _, rates = column(rows, "tokens_per_second")
+        return float(np.median(rates)) if len(rates) else None
+
     @property
     def name(self) -> str:
         """What to call the run."""

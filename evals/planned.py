@@ -4,16 +4,17 @@ The plan is `plan/plan.json` of the workdir or, without one for what the run was
 which `launch.py` hands in from above. A report may be made elsewhere, so the run says what its devices were.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.files import read_json
+from core.files import fingerprint, read_json
 from core.page import Page, code
 from evals.figures import column, quantity
 from evals.found import Found
 
 PLAN = Path("plan") / "plan.json"
+TRAINS = ("model", "optim")  # parts of the config that a plan has a fingerprint of
 Predict = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]  # of the devices that a run was trained on
 
 
@@ -31,15 +32,17 @@ def planned_and_measured(page: Page, found: Found, predict: Predict | None) -> N
         page.text(f"No peak is known of the devices of this run ({there}), so only what was measured is shown.")
     seconds = plan["time"]["total"] if plan else computed["seconds"] if computed else None
     memory = plan["memory"]["total"] if plan else computed["bytes"] if computed else None
-    stage = found.stages[-1]
-    tokens = stage["rows"] * stage["row_length"]
-    rate, held = found.rate, column(found.rows, "memory_peak_bytes")[1]
+    number = plan["stage"]["number"] if plan else most_tokens(found.stages)
+    tokens = found.stages[number]["rows"] * found.stages[number]["row_length"]
+    rate, held = found.rate_of(number), column(found.rows, "memory_peak_bytes")[1]
     rows = [
         _row("seconds a step", seconds, tokens / rate if rate else None, lambda value: f"{value:.4g}"),
         _row("tokens a second", tokens / seconds if seconds else None, rate, lambda value: f"{value:,.0f}"),
         _row("memory of one device", memory, float(held.max()) if len(held) else None, quantity),
     ]
     page.table(["what", "planned", "measured", "measured / planned"], rows)
+    if len(found.stages) > 1:
+        page.text(f"Of stage {number + 1} of {len(found.stages)}; memory is the most of all.")
     if plan:
         of = plan["topology"]["name"]
         page.text("Planned by ", code("launch.py plan"), f" for {of}, {plan['source']}; measured is the median step.")
@@ -54,8 +57,12 @@ def _plan_of(found: Found, on: Mapping[str, Any]) -> tuple[dict[str, Any] | None
     path = found.workdir / PLAN
     if not path.exists():
         return None, ""
-    plan, stage, config = read_json(path), found.stages[-1], found.config
-    place, batch = plan["topology"], f"{plan['stage']['rows']} rows of {plan['stage']['row_length']} tokens"
+    plan, config = read_json(path), found.config
+    place, number = plan["topology"], plan["stage"]["number"]
+    if number >= len(found.stages):
+        return None, f"The plan of this workdir is of stage {number + 1}, the run has {len(found.stages)}."
+    stage = found.stages[number]
+    batch = f"{plan['stage']['rows']} rows of {plan['stage']['row_length']} tokens"
     planned, ran = f"{place['devices']} x {place['device_kind']}", f"{on['devices']} x {on['device_kind']}"
     mesh = {name: size for name, size in on["mesh"].items() if size > 1}
     settings = {name: config["model"].get(name) for name in ("remat", "dtype")}
@@ -69,7 +76,14 @@ def _plan_of(found: Found, on: Mapping[str, Any]) -> tuple[dict[str, Any] | None
     for theirs, ours in differences:
         if theirs != ours:
             return None, f"The plan of this workdir is of {theirs}, the run was of {ours}."
+    if plan.get("trains") != fingerprint({name: config[name] for name in TRAINS}):
+        return None, "The plan of this workdir is of another model or optimiser."
     return plan, ""
+
+
+def most_tokens(stages: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the stage that is planned where none is asked for."""
+    return max(range(len(stages)), key=lambda i: stages[i]["steps"] * stages[i]["rows"] * stages[i]["row_length"])
 
 
 def _row(what: str, planned: float | None, measured: float | None, shown: Callable[[float], str]) -> tuple[str, ...]:

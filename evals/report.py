@@ -32,7 +32,7 @@ from optim.schedule import Steps
 from train import goodput
 from train.run import HISTORY
 
-VERSION = 4
+VERSION = 5
 FOLDER = "report"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 XZ = "xz -9e"
@@ -281,7 +281,9 @@ def _numbers(counts: Mapping[str, Any]) -> tuple[int, int, float]:
 
 
 def _dynamics(page: Page, found: Found) -> None:
-    clip = found.trained["optim"].get("clip_norm")
+    optim = found.trained["optim"]
+    limited = optim.get("clip", {}).get("kind", "global_norm") in ("global_norm", "zclip")
+    clip = optim.get("clip_norm") if limited else None
     drawn = [
         ("rate", "Learning rate by step", figures.learning_rate(found.rows)),
         ("norm", "Gradient norm by step", figures.grad_norm(found.rows, clip)),

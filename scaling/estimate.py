@@ -100,7 +100,7 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
         parameters=params,
         optimizer=0.0 if offloads else moments,
         gradients=params,
-        sums=(params if M > 1 else 0.0) + (moments if offloads else 0.0),
+        sums=(params if M > 1 else 0.0) + (moments if offloads else 0.0),  # they come whole; XLA saves half of that
         batch=5 * 4 * X * M,
         host=moments if offloads else 0.0,
         saved=saved,

@@ -6,6 +6,7 @@ from typing import Any
 from optim.build import build
 from scaling.chips import Topology, chip_of
 from scaling.estimate import estimate
+from scaling.plan import chosen
 from train import state
 from train.config import MeshConfig
 from train.run import Run
@@ -13,7 +14,7 @@ from train.sharding import abstract_mesh
 
 
 def predict(run: Run, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Seconds of a step of the last stage and bytes of one device; None where no peak of the devices is known.
+    """Seconds of a step of the stage with the most tokens, and bytes of one device; None where no peak is known.
 
     `trained_on` is what `train/sharding.py: described` said of the mesh.
     """
@@ -24,5 +25,6 @@ def predict(run: Run, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
     mesh = abstract_mesh(MeshConfig(**trained_on["mesh"]), devices, slices)
     optimizer, _ = build(run.optim, run.steps, run.batches)
     there = Topology(kind, chip, slices, devices // slices)
-    own = estimate(run, there, run.batch.plan(run.train.steps)[-1], state.abstract(run.model, optimizer), mesh)
+    stages = run.batch.plan(run.train.steps)
+    own = estimate(run, there, stages[chosen(stages, None)], state.abstract(run.model, optimizer), mesh)
     return {"seconds": own.seconds, "bytes": own.total}

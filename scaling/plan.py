@@ -7,6 +7,7 @@ For TPUs the true train step is compiled; beside it stands, and for GPUs alone, 
 (`scaling/estimate.py`).
 """
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Mapping
@@ -16,9 +17,13 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, read_json, read_manifest, write_json
+from core.files import MANIFEST, fingerprint, read_json, read_manifest, write_json
 from core.progress import say
 from data.config import Stage
+from data.corpus import Corpus
+from data.history import ask
+from data.plan import Plan
+from data.tokenize import TOKENS, open_split
 from optim.cost import update_cost
 from scaling import compiled
 from scaling.chips import Topology
@@ -31,7 +36,7 @@ from train import step
 from train.run import Program, Run, make_program
 from train.sharding import abstract_mesh, batch_parts, shown
 
-VERSION = 1
+VERSION = 2
 FOLDER, CACHE = "plan", "compiled"
 HOST_WRITES = 0.5e9  # bytes a second of one host into object storage, which nobody promises
 LIBTPU = "the TPU compiler is not installed (`pip install libtpu`, Linux x86-64): all is computed from shapes"
@@ -84,7 +89,7 @@ def make_plan(
         "estimate": guess.as_dict(),
         "run": _run(stages, run, own.number, seconds, topology),
         "checkpoint": _checkpoint(program, topology, mesh),
-        "data": _data(stages, workdir),
+        "data": _data(run, stages, workdir),
         "serving": serving(run.model, topology.chip, stages[-1].row_length)._asdict(),
         "notes": _notes(own, result, times),
         "warnings": _warnings(own, times) if times else [],
@@ -149,6 +154,7 @@ def _subject(own: Subject) -> dict[str, Any]:
         "mesh_shown": shown(own.mesh) or "1 device",
         "settings": settings | {"offload_optimizer": run.train.offload_optimizer},
         "parameters": run.model.num_parameters,
+        "trains": fingerprint({name: dataclasses.asdict(getattr(run, name)) for name in ("model", "optim")}),
     }
 
 
@@ -178,7 +184,7 @@ def _warnings(own: Subject, times: StepTime) -> list[str]:
     model, axes = own.run.model, own.mesh.shape
     split = batch_parts(own.mesh) * own.run.train.microbatches, axes["context"], axes["tensor"]
     lines = unexpected(times.collectives + times.hidden_collectives, model, own.stage, *split)
-    if times.between_slices > times.total:
+    if times.between_slices >= times.total - times.exposed - times.offload:
         took = f"{times.between_slices:.3f} s, longer than all else of a step"
         lines.append(f"what travels between slices takes {took}")
     known = "is charged what it reads and writes: nothing else is known of it"
@@ -236,17 +242,26 @@ def _run(stages: tuple[Stage, ...], run: Run, number: int, seconds: float, topol
 
 
 def _checkpoint(program: Program, topology: Topology, mesh: Any) -> dict[str, Any]:
-    """Size of the whole state, and the time to write it: each host its share, one copy of what several hold."""
+    """Size of the whole state, and the time to write it: each host its share, on TPUs also of what others hold too.
+
+    So Orbax does by default (`use_replica_parallel`); on GPUs one copy of several is written whole.
+    """
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(program.abstract))
-    hosts = max(1, topology.hosts // mesh.shape["replica"])
+    hosts = topology.hosts if topology.chip.is_tpu else max(1, topology.hosts // mesh.shape["replica"])
     return {"bytes": size, "hosts": hosts, "host_writes": HOST_WRITES, "seconds": size / hosts / HOST_WRITES}
 
 
-def _data(stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] | None:
-    """Tokens that the shards of the workdir hold, where it has any."""
-    path = workdir / "tokens" / MANIFEST
+def _data(run: Run, stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] | None:
+    """Tokens that the shards of the workdir hold, where it has any, and whether the run can be made of them."""
+    path = workdir / TOKENS / MANIFEST
     if not path.exists() or not (manifest := read_manifest(path))["complete"]:
         return None
     held = manifest["summary"]["train"]["tokens"]
     wanted = sum(stage.steps * stage.rows * stage.row_length for stage in stages)
-    return {"tokens": held, "epochs": wanted / max(held, 1)}
+    refused = ""
+    try:
+        corpus = Corpus(open_split(workdir, "train", run.added), run.seed)
+        Plan((ask(run.batch, run.train.steps, corpus.generations),), corpus, run.seed)
+    except UserError as error:
+        refused = str(error)
+    return {"tokens": held, "epochs": wanted / max(held, 1), "refused": refused}

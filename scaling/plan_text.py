@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.progress import count
+from scaling.step_time import BY_FLOPS
 
 GIB = 1 << 30
 
@@ -74,7 +75,7 @@ def _time(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "step time outside attention", seconds(time["outside_attention"])
     yield "  compute", f"{seconds(time['compute'])}  ({_computed(plan, compiled)})"
     for name, spent in time["kernels"].items():
-        by = "reference FLOPs at 80% of the peak" if name.startswith("cross_entropy") else "bytes at HBM bandwidth"
+        by = "reference FLOPs at 80% of the peak" if name in BY_FLOPS else "bytes at HBM bandwidth"
         yield f"  {name}", f"{seconds(spent)}  (kernel: {by})"
     yield "  exposed collectives", f"{seconds(time['exposed'])}  (bytes at full link speed)"
     if time["offload"]:
@@ -156,9 +157,20 @@ def _run(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     writing = f"{_hosts(saved['hosts'])} at {saved['host_writes'] / 1e9:g} GB/s each, assumed"
     yield "checkpoint", f"{saved['bytes'] / 1e9:,.1f} GB, {saved['seconds']:,.1f} s to write ({writing})"
     if data:
-        yield "shards", f"{count(data['tokens'])} tokens in the workdir: {data['epochs']:,.2f} epochs"
+        held = f"{count(data['tokens'])} tokens in the workdir"
+        yield "shards", f"{held}, {data['epochs']:,.2f} epochs: {_enough(data)}"
     else:
         yield "shards", "none in the workdir yet"
+
+
+def _enough(data: Mapping[str, Any]) -> str:
+    """Whether the shards of the workdir will do."""
+    if data["refused"]:
+        return f"refused, {data['refused']}"
+    if data["epochs"] <= 1:
+        return "enough"
+    # Muennighoff et al. 2023 (arXiv 2305.16264): up to four epochs are nearly as good as new tokens.
+    return "each is read more than once" + (", more often than the four times that do no harm" * (data["epochs"] > 4))
 
 
 def _serving(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from data.config import Stage
 from model.config import ModelConfig
 from scaling.chips import Chip, Topology
 from scaling.remat import AGAIN, kept, padded, recomputed
-from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, NEWTON_SCHULZ, attention_flops, slowest
+from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, LOSS, UPDATE_PRODUCTS, attention_flops, slowest
 from train.run import Run
 from train.step import V5E
 
@@ -81,7 +81,7 @@ def seconds(
     kernels = {}
     if own.memory:  # the loss is a kernel, charged as one
         spent = tokens * head / (KERNEL_SHARE * chip.flops)
-        kernels, head = {"cross_entropy_forward": spent / 3, "cross_entropy_backward": spent * 2 / 3}, 0
+        kernels, head = dict(zip(LOSS, (spent / 3, spent * 2 / 3))), 0
     compute = tokens * (layers + head) / (own.share * chip.flops)
     if own.memory:
         moved = memory_traffic(model, tokens * tensor, tensor) + state_traffic(run, tensor, params)
@@ -89,7 +89,7 @@ def seconds(
         splits = mesh.shape["fsdp"] * mesh.shape["context"]
         compute *= 1 + NARROW * (splits > 1 and model.d_model / splits < ROWS)
     if update:
-        kernels |= {NEWTON_SCHULZ: update / (KERNEL_SHARE * chip.flops)}
+        kernels |= {UPDATE_PRODUCTS: update / (KERNEL_SHARE * chip.flops)}
     again = 4 / 3 if model.remat in AGAIN else 1
     attention = tokens * attention_flops(model, stage.row_length) * slowest(mesh.shape["context"]) * again
     attention /= ATTENTION_SHARE * chip.flops

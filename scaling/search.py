@@ -15,7 +15,7 @@ from optim.build import build
 from scaling.chips import Topology
 from scaling.estimate import Estimate, estimate
 from train import state
-from train.run import Run
+from train.run import Run, require_split
 from train.sharding import abstract_mesh, shown
 
 REMAT = ("none", "dots", "branches", "attention", "full")  # from the most memory to the least
@@ -92,15 +92,16 @@ def _powers(most: int) -> list[int]:
 
 
 def rank(run: Run, topology: Topology, stage: Stage, ways: Iterable[Way]) -> list[Ranked]:
-    """The quickest first; those of equal time by memory. What the rules of sharding refuse is left out."""
+    """The quickest first; those of equal time by memory. What the run or the rules of sharding refuse is left out."""
     optimizer, _ = build(run.optim, run.steps, run.batches)
     abstract, ranked = state.abstract(run.model, optimizer), []
     for way in ways:
         own = way.of(run)
         mesh = abstract_mesh(own.mesh, topology.devices, topology.slices)
         try:
+            require_split(own, mesh)  # all its stages, not only the one that is planned
             ranked.append(Ranked(way, shown(mesh) or "1 device", estimate(own, topology, stage, abstract, mesh)))
-        except UserError:  # an axis that does not divide a parameter
+        except UserError:  # rows of a stage, or an axis that does not divide a parameter
             continue
     return sorted(ranked, key=lambda one: (float(f"{one.estimate.seconds:.3g}"), one.estimate.total))
 

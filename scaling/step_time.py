@@ -32,6 +32,9 @@ from scaling.hlo import Executed, Instruction, Program, executed, parse
 TRIPS = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1, "collective-permute": 1}
 KERNEL_SHARE, ATTENTION_SHARE = 0.8, 0.5  # of the peak
 NEWTON_SCHULZ = "newton_schulz_product"
+LOSS = ("cross_entropy_forward", "cross_entropy_backward")
+UPDATE_PRODUCTS = "products of the update"  # in an estimate, for not every optimiser has kernels for them
+BY_FLOPS = (*LOSS, NEWTON_SCHULZ, UPDATE_PRODUCTS)
 BY_BYTES = "rope"  # how the names of kernels begin that are bound by memory
 
 
@@ -59,7 +62,7 @@ class StepTime(NamedTuple):
 
     compute: float  # what XLA compiled itself
     kernels: dict[str, float]  # Pallas kernels but attention
-    exposed: float  # collectives that the chip waits for
+    exposed: float  # collectives that the chip waits for, and of what crosses slices what takes longer than all else
     offload: float  # the optimiser's moments from the memory of the host and back
     hidden: float  # collectives at link speed while it computes: no part of the sum
     attention: float
@@ -80,7 +83,7 @@ class StepTime(NamedTuple):
 
     @property
     def between_slices(self) -> float:
-        """What crosses slices, of what is hidden."""
+        """What crosses slices while the chip computes, or when it is done."""
         return sum(one.seconds for one in self.hidden_collectives if one.crosses)
 
 
@@ -102,13 +105,17 @@ def step_time(
     exposed, hidden = _exchanges(program, topology)
     charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
     by_opcode = {opcode: cycles / chip.clock for opcode, cycles in compute.most_common()}
+    attention *= slowest(context)
+    # What travels between slices hides behind what the chip computes, and no further.
+    between = sum(one.seconds for one in hidden if one.crosses)
+    waits = max(0.0, between - sum(by_opcode.values()) - sum(charged.values()) - attention)
     return StepTime(
         compute=sum(by_opcode.values()),
         kernels=charged,
-        exposed=sum(one.seconds for one in exposed),
+        exposed=sum(one.seconds for one in exposed) + waits,
         offload=2 * host_bytes / chip.host_link,
-        hidden=sum(one.seconds for one in hidden),
-        attention=attention * slowest(context),
+        hidden=sum(one.seconds for one in hidden) - waits,
+        attention=attention,
         collectives=_longest(exposed),
         hidden_collectives=_longest(hidden),
         by_opcode=by_opcode,
@@ -234,7 +241,7 @@ def _charge(
     per_device = tokens / topology.devices
     # One product of hidden states and head, of three: the loss's kernels compute logits again, which is not counted.
     product = 2 * per_device * model.d_model * model.vocab_size / (KERNEL_SHARE * topology.chip.flops)
-    known = {"cross_entropy_forward": product, "cross_entropy_backward": 2 * product}
+    known = dict(zip(LOSS, (product, 2 * product)))
     known[NEWTON_SCHULZ] = kernels[NEWTON_SCHULZ] / (KERNEL_SHARE * topology.chip.flops)
     charged = {name: known[name] for name in kernels if name in known}
     names = [name for name in kernels if name.startswith("attention")]

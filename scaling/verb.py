@@ -58,6 +58,6 @@ def _refusal(found: dict[str, Any], run: Run, topology: Topology) -> str:
         return f"{needs}; {would}"
     for times in (2, 4, 8, 16, 32, 64):
         more = topology._replace(devices_per_slice=topology.devices_per_slice * times)
-        if nearest(run, more, stage) is not None:
+        if more.chips <= topology.chip.most * topology.slices and nearest(run, more, stage) is not None:
             return f"{needs}; nothing fits on {topology.chips:,} chips, by the estimate {more.chips:,} would do"
     return f"{needs}; nothing fits on {topology.chips:,} chips: a smaller model or shorter rows"

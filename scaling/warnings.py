@@ -15,6 +15,9 @@ def unexpected(
 ) -> list[str]:
     """One line for each all-gather of something else than one layer's weights, a table, or keys and values.
 
+    By the numbers of an array: where a row is as long as a hidden state is wide (Llama 2: 4,096), a row of logits
+    looks like a table and passes. On v4 XLA writes gathers as all-reduces, like sums of gradients: of these nothing
+    is said.
     `parts` is into how many the rows are split, `context` the tokens of a row, `tensor` heads and features.
     """
     D, F, V, H = model.d_model, model.d_ff, model.vocab_size, model.head_dim

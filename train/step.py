@@ -61,15 +61,17 @@ def accumulate(loss: Loss, params: Any, batch: Any, microbatches: int, shardings
     if microbatches == 1:
         return of_part(batch)
 
-    def add(sums: Any, part: Any) -> tuple[Any, tuple[dict[str, jax.Array], jax.Array]]:
+    def add(sums: tuple[Any, dict[str, jax.Array]], part: Any) -> tuple[Any, jax.Array]:
         grads, metrics = of_part(part)
-        losses = {name: metrics[name] for name in LOSSES if name in metrics}
-        return jax.tree.map(jnp.add, sums, grads), (losses, metrics["max_logit_LN"])
+        losses = {name: sums[1][name] + metrics[name] for name in sums[1]}
+        return (jax.tree.map(jnp.add, sums[0], grads), losses), metrics["max_logit_LN"]
 
     parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
     zeros = lay_out(jax.tree.map(jnp.zeros_like, params), shardings)
-    grads, (losses_M, max_logit_MLN) = jax.lax.scan(add, zeros, parts)
-    return grads, {**jax.tree.map(sum, losses_M), "max_logit_LN": max_logit_MLN.max(0)}
+    _, measured = jax.eval_shape(of_part, jax.tree.map(lambda a: a[0], parts))
+    losses = {name: jnp.zeros(()) for name in LOSSES if name in measured}
+    (grads, losses), max_logit_MLN = jax.lax.scan(add, (zeros, losses), parts)
+    return grads, {**losses, "max_logit_LN": max_logit_MLN.max(0)}
 
 
 def lay_out(tree: Any, shardings: Any) -> Any:

@@ -306,7 +306,7 @@ PLAN = {
     "topology": {"name": "v5e:2x2", "devices": 4, "device_kind": "TPU v5 lite"},
     "mesh": {"fsdp": 4},
     "settings": SETTINGS,
-    "stage": {"rows": 4, "row_length": 32},
+    "stage": {"number": 0, "rows": 4, "row_length": 32},
     "time": {"total": 0.1},
     "memory": {"total": 2e9},
 }
@@ -315,6 +315,9 @@ AS_PLANNED = {
     "model": {**CONFIG["model"], "remat": "full", "dtype": "bfloat16"},
     "train": {**CONFIG["train"], "microbatches": 2, "offload_optimizer": False},
 }
+
+
+PLAN["trains"] = fingerprint({name: AS_PLANNED[name] for name in ("model", "optim")})
 
 
 def trained_on(workdir, kind, number, **mesh):
@@ -346,6 +349,7 @@ def test_planned_and_measured_stand_side_by_side(workdir):
         ("TPU v4", 8, {}, AS_PLANNED, "is of 4 x TPU v5 lite, the run was of 8 x TPU v4."),
         ("TPU v5 lite", 4, {"tensor": 4}, AS_PLANNED, "the run was of mesh {&#x27;tensor&#x27;: 4}."),
         ("TPU v5 lite", 4, {}, AS_PLANNED | {"train": CONFIG["train"]}, "the run was of settings {"),
+        ("TPU v5 lite", 4, {}, AS_PLANNED | {"optim": {"b2": 0.9}}, "is of another model or optimiser."),
     ],
 )
 def test_a_plan_of_something_else_is_not_compared(workdir, kind, number, mesh, config, why_not):
@@ -356,6 +360,12 @@ def test_a_plan_of_something_else_is_not_compared(workdir, kind, number, mesh, c
     assert "<td>seconds a step</td><td>0.256</td><td>0.128</td><td>0.50</td>" in text
     assert f"Planned from shapes alone for {number} x {kind}" in text
     assert "does not say how much memory it holds" in text
+
+
+def test_a_plan_of_a_stage_that_the_run_has_not_is_not_compared(workdir):
+    write(workdir / "plan" / "plan.json", PLAN | {"stage": PLAN["stage"] | {"number": 1}})
+    trained_on(workdir, "TPU v5 lite", 4)
+    assert "The plan of this workdir is of stage 2, the run has 1." in page(workdir, AS_PLANNED)
 
 
 def test_without_a_known_peak_only_the_measured_is_shown(workdir):

@@ -1,14 +1,12 @@
 """The verb `plan`, from its command line to plan.json: with the TPU compiler, without it, and for GPUs."""
 
 import importlib.util
-import json
 import re
 import shutil
 
 import pytest
 
 import launch
-from core.files import fingerprint
 from plans_lab import plan
 from scaling.chips import CHIPS, chip_of, parse_topology
 from scaling.compiled import largest_buffers, read_text
@@ -126,6 +124,11 @@ def test_what_does_not_fit_says_what_would(config, tmp_path, capsys):
         ([], r"plan needs --topology=KIND:SHAPE, for example v5e:16x16"),
         (["--topology=v9:2x2"], r"topology v9:2x2 is of no known kind; did you mean v4\?; for example"),
         (["--topology=v5e:2"], r"topology v5e:2 is not of the form v5e:AxB"),
+        (["--topology=v5e:3x7"], r"topology v5e:3x7 is none that TPU v5e has: 1x1, 2x2, 2x4, .*, 16x16"),
+        (
+            ["--topology=v4:64x64x64"],
+            r"none that TPU v4 has: 2x2x1, .*, or AxBxC of multiples of 4 up to 4,096",
+        ),
         (["--topology=h100:2x2"], r"topology h100:2x2 is not of the form h100:NUMBER"),
         (["--topology=h100:8", "--slices=2"], r"--slices=2 is for TPUs"),
         (["--topology=h100:8", "--stage=2"], r"--stage=2 is not a stage of this config; it has 1 to 1"),
@@ -175,14 +178,17 @@ def test_offloaded_moments_take_time_and_say_so(config, tmp_path, capsys):
     assert re.search(r"<td>moments from the host and back</td><td>[\d.]+ ms</td><td>\d+\.\d%</td>", page)
 
 
-def test_epochs_of_the_shards(config, tmp_path, capsys):
-    folder = tmp_path / "tokens"
-    folder.mkdir()
-    manifest = {"spec": {}, "complete": True, "files": {}, "summary": {"train": {"tokens": 100_000}}}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": fingerprint(manifest)}))
+def test_whether_the_shards_will_do(config, finished, tmp_path, capsys):
+    for name in ("curated", "tokenizer", "tokens"):
+        (tmp_path / name).symlink_to(finished / name)
     _, found = plan(config, tmp_path, "--topology=h100:8")
-    assert found["data"]["epochs"] == pytest.approx(found["run"]["tokens"] / 100_000)
-    assert "100k tokens in the workdir: 6.55 epochs" in capsys.readouterr().out
+    assert found["data"]["epochs"] == pytest.approx(found["run"]["tokens"] / found["data"]["tokens"])
+    assert "epochs: each is read more than once, more often than the four times" in capsys.readouterr().out
+    plan(config, tmp_path, "--topology=h100:8", "--config.train.steps=1", "--config.batch.rows=16")
+    assert "epochs: enough" in capsys.readouterr().out
+    stages = "[{'tokens': 655360, 'mixture': {'nobody': 1.0}}]"
+    plan(config, tmp_path, "--topology=h100:8", f"--config.batch.stages={stages}", "--config.train.steps=0")
+    assert "epochs: refused, " in capsys.readouterr().out
 
 
 def test_the_longest_stage_is_planned_unless_another_is_asked_for(config, tmp_path):

@@ -89,6 +89,16 @@ def test_a_search_mends_a_mesh_that_is_not_of_the_devices(config, tmp_path):
     assert "--config.mesh.replica=1 " in found["search"]["flags"]
 
 
+def test_a_search_proposes_what_splits_every_stage(config, tmp_path):
+    """Not the config's own two microbatches: the second stage has two rows for two devices."""
+    stages = "({'tokens': 1638400}, {'tokens': 163840, 'rows': 2})"
+    flags = ("--config.train.steps=0", f"--config.batch.stages={stages}")
+    code, found = plan(config, tmp_path, "--topology=h100:2", "--search", *flags)
+    assert code == 0
+    assert found["settings"]["microbatches"] == 1
+    assert all("microbatches" not in one["shown"] for one in found["search"]["ways"])
+
+
 def test_all_ways_that_fit_are_counted(config, tmp_path, capsys):
     """Not only those that are told."""
     _, found = plan(config, tmp_path, "--topology=h100:8", "--search")
