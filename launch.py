@@ -141,6 +141,12 @@ def initialise_platform(alone: bool = False) -> None:
     if importlib.util.find_spec("libtpu") and not chips:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Programs that exchange between virtual devices and run at once can take the threads that each other waits for;
+    # after 40 s XLA aborts. (With several processes `train/hosts.py: begin` says so of all.)
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Experiment:
         return Run(**own, added=len(self.parts["data"].added))
 
     def run(self, *verbs: str) -> None:
-        """One after the other; what could not be trained is refused before the first."""
+        """One after the other; what could not be trained is refused before the first, by a process that is alone."""
         if "train" in verbs:
             from train.run import require_optimizer
 

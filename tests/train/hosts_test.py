@@ -11,13 +11,14 @@ import pytest
 from chaos.kills import free_port
 
 from lab import ROOT, launch, smoke
+from train.hosts import of_what_follows
 from train.metrics import read_metrics
 
 
-def start(workdir, corpus, count, *flags, own=()):
-    """`count` processes; `own` are flags of the last alone."""
+def start(workdir, corpus, count, *flags, own=(), verb=("train",)):
+    """`count` processes; `own` are flags of the last alone, without a verb they go through the whole recipe."""
     together = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={count}"]
-    command = [sys.executable, str(ROOT / "launch.py"), "train", *smoke(workdir, corpus, *FLAGS, *flags), *together]
+    command = [sys.executable, str(ROOT / "launch.py"), *verb, *smoke(workdir, corpus, *FLAGS, *flags), *together]
     return [
         subprocess.Popen(
             [*command, f"--process={number}", *(own if number == count - 1 else ())],
@@ -65,14 +66,22 @@ SLURM = {
 
 
 def ends(processes):
-    """Exit codes and what was written to standard error."""
+    """Exit codes and what was written to standard error, by the way printed whole for a test that fails."""
     told = [process.communicate(timeout=200)[1] for process in processes]
+    print(*told, sep="\n--- next process\n")
     return [process.returncode for process in processes], told
 
 
 def losses(workdir):
     rows = read_metrics(workdir / "train" / "metrics.jsonl")
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def heldout(workdir):
+    rows = read_metrics(workdir / "train" / "metrics.jsonl")
+    found = [row["heldout_bits_per_byte"] for row in rows if "heldout_bits_per_byte" in row]
+    assert len(found) == 2
+    return found
 
 
 @pytest.fixture
@@ -104,6 +113,7 @@ def trained_alone(folder, finished, corpus, *flags):
             pytest.param(axes, marks=pytest.mark.slow)
             for axes in (
                 {"fsdp": 4},
+                {"context": 4},
                 {"fsdp": 2, "tensor": 2},
                 {"tensor": 2, "context": 2},
                 {"replica": 2, "fsdp": 2},
@@ -113,12 +123,17 @@ def trained_alone(folder, finished, corpus, *flags):
     ids=lambda axes: "-".join(f"{name}{size}" for name, size in axes.items()),
 )
 def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, corpus, tmp_path, monkeypatch, axes):
-    steps = "--config.train.steps=20"
-    alone = trained_alone(tmp_path / "alone", finished, corpus, steps)
+    """Through the whole recipe: process 0 prepares, all train and evaluate, process 0 does the rest."""
+    asked = ("--config.train.steps=20", "--config.train.eval_every=12")  # and after the last
+    alone = trained_alone(tmp_path / "alone", finished, corpus, *asked)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     mesh = [*(f"--config.mesh.{name}={size}" for name, size in axes.items()), "--config.train.microbatches=2"]
-    codes, told = ends(start(workdir, corpus, 2, steps, *mesh))
+    codes, told = ends(start(workdir, corpus, 2, *asked, "--rebuild", *mesh, verb=()))
     assert codes == [0, 0], told
+    assert (workdir / "eval" / "eval.json").exists()
+    assert (workdir / "report" / "report.html").exists()
+    assert (workdir / "export" / "config.json").exists()
+    assert heldout(workdir) == pytest.approx(heldout(alone), rel=2e-6)
     split = " x ".join(f"{name} {size}" for name, size in axes.items())
     assert f"4 cpu of 2 hosts, {split}" in told[0], told
     ours, theirs = losses(workdir), losses(alone)
@@ -205,3 +220,9 @@ def test_a_config_that_is_wrong_is_told_by_each_with_its_name(finished, corpus):
     assert codes == [2, 2], told
     assert told[0].startswith("launch.py: config train: steps=-1")
     assert told[1].startswith(f"launch.py: process 1 on {socket.gethostname()}: config train: steps=-1")
+
+
+def test_what_follows_training_does_not_change_the_run_again():
+    """Process 0 starts once more, alone, and its devices need not be those of the config's mesh."""
+    command = ["python", "launch.py", "--rebuild", "--amend", "--skip", "3:5", "--skip=7:8", "--config=x.py"]
+    assert of_what_follows(command) == ["python", "launch.py", "--config=x.py"]
