@@ -44,7 +44,13 @@ def run(cluster: Cluster, patience: Patience, verbs: list[str], do: Callable[...
     if first and verbs[place + 1 :]:  # JAX knows the devices of all until this program ends
         if cluster.kind == "tpu":
             os.environ["JAX_PLATFORMS"] = "cpu"
-        os.execv(sys.executable, [*sys.orig_argv, "--cluster=none"])
+        os.execv(sys.executable, [*of_what_follows(sys.orig_argv), "--cluster=none"])
+
+
+def of_what_follows(argv: list[str]) -> list[str]:
+    """The command without what changes a run: that has been done, by all processes and on all their devices."""
+    own = [word for word, before in zip(argv, ["", *argv]) if before != "--skip"]
+    return [word for word in own if word not in ("--rebuild", "--amend") and word.partition("=")[0] != "--skip"]
 
 
 @contextlib.contextmanager

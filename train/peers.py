@@ -141,7 +141,7 @@ def _says_hello(peer: Peer, num_processes: int) -> bool:
             peer.process, peer.host = process, host[:255]
             if count != num_processes:
                 raise UserError(f"{peer.name} was started as one of {count} processes, process 0 of {num_processes}")
-            _keep_alive(peer.connection)
+            keep_alive(peer.connection)
             return True
     peer.connection.close()
     return False
@@ -174,7 +174,7 @@ def _join(host: str, port: int, num_processes: int, process: int, seconds: float
     deadline = time.monotonic() + seconds
     while True:
         try:
-            connection = _keep_alive(socket.create_connection((host, port + 1), timeout=5))
+            connection = keep_alive(socket.create_connection((host, port + 1), timeout=5))
             break
         except OSError as error:
             if time.monotonic() > deadline:
@@ -194,11 +194,16 @@ def _join(host: str, port: int, num_processes: int, process: int, seconds: float
     return first
 
 
-def _keep_alive(connection: socket.socket) -> socket.socket:
-    """A machine that vanishes closes nothing; the system then gives up after 5 + 2 x 5 s."""
+def keep_alive(connection: socket.socket) -> socket.socket:
+    """A machine that vanishes closes nothing; the system then gives up after 15 s.
+
+    Probes are for a quiet connection. Both ends of these write every second, so that something is always on its way:
+    then it is the time without an answer that ends it.
+    """
     connection.settimeout(SEND_SECONDS)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}.items():
+    limits = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 15_000}  # s, s, -, ms
+    for option, value in limits.items():
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return connection

@@ -80,7 +80,7 @@ class Program(NamedTuple):
 
 def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     """The jitted step and initial state on a mesh; nothing is compiled or allocated yet."""
-    _require_split(run, mesh)
+    require_split(run, mesh)
     optimizer, schedule = build(run.optim, run.steps, run.batches)
     abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
@@ -104,8 +104,8 @@ def require_optimizer(run: Run) -> None:
     state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
 
 
-def _require_split(run: Run, mesh: jax.sharding.Mesh) -> None:
-    """Refuses batches that the mesh and the microbatches do not divide."""
+def require_split(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Refuses batches that the mesh and the microbatches do not divide; the mesh may be abstract."""
     parts, microbatches, context = sharding.batch_parts(mesh), run.train.microbatches, mesh.shape["context"]
     for number, stage in enumerate(run.batch.plan(run.train.steps)):
         where = f"stages[{number}]." if run.batch.stages else ""

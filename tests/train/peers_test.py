@@ -11,6 +11,7 @@ import pytest
 from chaos.kills import free_port
 
 from lab import ROOT
+from train.peers import keep_alive
 
 # Each takes steps for as long as it may; `how` says what happens to it at step 5.
 PROGRAM = """
@@ -157,3 +158,10 @@ def test_who_does_not_start_is_named_though_strangers_knock():
         except OSError:
             time.sleep(0.05)
     assert run.ends()[0][1] == "refused: process 1, process 2 did not start in 2 s"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="an option of Linux")
+def test_an_answer_that_does_not_come_for_15_s_ends_a_connection():
+    """Machines that vanish while something is on its way to them, which is always; no probe is sent then."""
+    with keep_alive(socket.socket()) as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
