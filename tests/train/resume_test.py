@@ -126,6 +126,7 @@ def test_metrics_are_complete(finished):
     logged = [row for row in rows if "loss" in row]
     assert [row["step"] for row in logged] == [1, *range(2, STEPS + 1, 2)]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert [row["step"] for row in rows if "heldout_bits_per_byte" in row] == [20]
+    evaluated = [row["step"] for row in rows if "heldout_bits_per_byte" in row]
+    assert evaluated == [20, 24]  # every 20 steps and after the last
     assert logged[-1]["loss"] < logged[0]["loss"]
     json.dumps(rows)
