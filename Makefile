@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-gpu kernel-card bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-gpu kernel-card bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,9 @@ bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches b
 bench-pod: $(VENV)/test ## SmolLM3-3B's step compiled for 256 chips beside MaxText's (MAXTEXT=a checkout of it, MAXTEXT_PYTHON=an interpreter with its packages)
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/pod_step.py --maxtext=$(MAXTEXT) --maxtext-python=$(MAXTEXT_PYTHON)
 
+bench-curate: $(VENV)/test $(VENV)-datatrove/ready ## FineWeb's rules beside datatrove's (DOCUMENTS=a .jsonl.gz with id, url, text and language)
+	PYTHONPATH=. $(BIN)/python benchmarks/curate.py --documents=$(DOCUMENTS) --peer-python=$(VENV)-datatrove/bin/python
+
 bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13], absl-py and optax); Muon beside PyTorch's (MUON, SPEEDRUN, TORCH_PYTHON)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/muon_gpu.py $(if $(MUON),--muon=$(MUON)) $(if $(SPEEDRUN),--speedrun=$(SPEEDRUN)) $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))
@@ -63,7 +66,7 @@ bench-first-loss: ## seconds from a fresh clone to the first loss, and to the en
 	bash benchmarks/first_loss.sh
 
 clean: ## removes the virtual environments
-	rm -rf $(VENV) $(VENV)-parity
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-datatrove
 
 $(VENV)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with make PYTHON=/path/to/python3"; exit 2; }
@@ -79,6 +82,11 @@ $(VENV)/test: $(VENV)/python setup.py
 	@echo "installing the packages for tests into $(VENV) (about a minute)"
 	$(PIP) install --editable '.[test]'
 	@touch $@ $(VENV)/quickstart
+
+$(VENV)-datatrove/ready:
+	$(PYTHON) -m venv $(VENV)-datatrove
+	$(VENV)-datatrove/bin/python -m pip --quiet install 'datatrove[processing]==0.10.1' spacy==3.8.18 fasttext-numpy2-wheel fasteners
+	@touch $@
 
 $(VENV)-parity/ready: $(VENV)/quickstart
 	$(PYTHON) -m venv $(VENV)-parity

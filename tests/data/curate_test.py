@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import UserError
 from data.config import DataConfig
-from data.curate import engine
+from data.curate import engine, partition
 from data.document import id_hash, read_documents
 from lab import make_corpus
 
@@ -136,10 +136,11 @@ def test_the_last_document_held_out_is_not_one_that_is_dropped_as_a_copy(tmp_pat
 def test_memory_is_bounded_by_runs_and_the_result_is_the_same(tmp_path, monkeypatch):
     root = make_corpus(tmp_path / "in")
     one = engine.curate(config(root), tmp_path / "a")
-    monkeypatch.setattr(engine, "RUN_CHARS", 1000)
+    monkeypatch.setattr(partition, "RUN_CHARS", 1000)
+    monkeypatch.setattr(partition, "BATCH_ROWS", 2)
     many = []
-    write = engine.write_json
-    monkeypatch.setattr(engine, "write_json", lambda path, value: (many.extend(value["runs"]), write(path, value)))
+    write = partition.write_json
+    monkeypatch.setattr(partition, "write_json", lambda path, value: (many.extend(value["runs"]), write(path, value)))
     assert engine.curate(config(root), tmp_path / "b")["hashes"] == one["hashes"]
     assert len(many) > 5
 

@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import UserError
-from data.curate.steps import build_recipe, recipe_spec
+from data.curate.recipe import build_recipe, recipe_spec
 
 PROSE = "A text of ordinary words, long enough to be of use to someone who learns from it.\n"
 
@@ -24,13 +24,13 @@ PROSE = "A text of ordinary words, long enough to be of use to someone who learn
     ],
 )
 def test_each_step_gives_its_exact_reason(step, text, reason):
-    (built,) = build_recipe((step,))
-    assert built(text) == reason
+    (built,) = build_recipe((step,)).values()
+    assert built.reason(text) == reason
 
 
 def test_empty_text_breaks_no_step():
     for name in ("length", "control_characters", "letters", "duplicate_lines"):
-        build_recipe(({"step": name},))[0]("")
+        build_recipe(({"step": name},))[name].reason("")
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,15 @@
-"""The steps of curation: each looks at a text and names the reason to drop it, or None.
-
-A step is a frozen dataclass, its fields are its settings in the recipe. `version` goes up when its decisions
-change, so that a corpus made by the older code is not taken for a new one. A new step is such a class and a line
-in `STEPS`.
-"""
+"""Steps for any folder of text: what is too short, too long, binary, mostly symbols or repeats itself is dropped."""
 
 import collections
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from core.config import parse, require
-from core.errors import UserError, suggest
+from core.config import require
+from data.curate.step import TextRule
 
 
 @dataclasses.dataclass(frozen=True)
-class Length:
+class Length(TextRule):
     """Drops what is too short to learn from, or longer than a document can sensibly be."""
 
     version: ClassVar[int] = 1
@@ -24,7 +19,7 @@ class Length:
     def __post_init__(self):
         require(0 <= self.min_chars <= self.max_chars, "min_chars must not exceed max_chars")
 
-    def __call__(self, text: str) -> str | None:
+    def reason(self, text: str) -> str | None:
         """The reason to drop the text, or None."""
         if len(text) < self.min_chars:
             return "too_short"
@@ -32,26 +27,26 @@ class Length:
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlCharacters:
+class ControlCharacters(TextRule):
     """Drops binary content that decoded by chance: NULs and U+FFFD are not text."""
 
     version: ClassVar[int] = 1
     max_fraction: float = 0.001
 
-    def __call__(self, text: str) -> str | None:
+    def reason(self, text: str) -> str | None:
         """The reason to drop the text, or None."""
         bad = text.count("\0") + text.count("\ufffd")
         return "control_characters" if bad > self.max_fraction * len(text) else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Letters:
+class Letters(TextRule):
     """Drops tables of numbers and symbols: a text is mostly letters among its visible characters."""
 
     version: ClassVar[int] = 1
     min_fraction: float = 0.5
 
-    def __call__(self, text: str) -> str | None:
+    def reason(self, text: str) -> str | None:
         """The reason to drop the text, or None."""
         visible = "".join(text.split())
         letters = sum(map(str.isalpha, visible))
@@ -59,7 +54,7 @@ class Letters:
 
 
 @dataclasses.dataclass(frozen=True)
-class DuplicateLines:
+class DuplicateLines(TextRule):
     """Drops texts that repeat themselves: Gopher's share of duplicated lines, over lines that say something.
 
     Short lines (`else:`, `}`) repeat in good code, hence `min_chars`. Gopher's bound, 0.30, is from Rae et al.
@@ -70,7 +65,7 @@ class DuplicateLines:
     max_fraction: float = 0.30
     min_chars: int = 20
 
-    def __call__(self, text: str) -> str | None:
+    def reason(self, text: str) -> str | None:
         """The reason to drop the text, or None."""
         lines = [line for line in map(str.strip, text.split("\n")) if len(line) >= self.min_chars]
         duplicates = len(lines) - len(collections.Counter(lines))
@@ -82,36 +77,3 @@ class ExactDuplicates:
     """Keeps the first, in hash order of the id, of documents with the same text. The engine does the work."""
 
     version: ClassVar[int] = 1
-
-
-STEPS = {
-    "length": Length,
-    "control_characters": ControlCharacters,
-    "letters": Letters,
-    "duplicate_lines": DuplicateLines,
-    "exact_duplicates": ExactDuplicates,
-}
-
-
-def build_recipe(recipe: tuple[dict[str, Any], ...]) -> list[Any]:
-    """Steps from the config's list of `{"step": name, setting: value, ...}`, in its order."""
-    steps = []
-    for index, entry in enumerate(recipe):
-        path = f"data.recipe[{index}]"
-        settings = dict(entry)
-        name = settings.pop("step", None)
-        if name not in STEPS:
-            raise UserError(f"config {path}: unknown step {name!r}{suggest(str(name), STEPS)}")
-        steps.append(parse(STEPS[name], settings, path))
-    corpus_wide = [isinstance(step, ExactDuplicates) for step in steps]
-    if any(corpus_wide[:-1]):
-        raise UserError("config data.recipe: exact_duplicates looks at all documents and must come last, once")
-    return steps
-
-
-def recipe_spec(recipe: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """The recipe with every setting and code version, for the manifest."""
-    return [
-        {"step": type(step).__name__, "version": step.version, **dataclasses.asdict(step)}
-        for step in build_recipe(recipe)
-    ]

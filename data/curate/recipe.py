@@ -1,0 +1,73 @@
+"""Recipes: the steps that there are, by name, and a config's list of them."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+from core.config import parse
+from core.errors import UserError, suggest
+from data.curate.language import Language
+from data.curate.pii import PersonalData
+from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
+from data.curate.quality import C4Quality, FineWebQuality, GopherQuality
+from data.curate.repetition import GopherRepetition
+from data.curate.url import UrlFilter
+
+STEPS = {
+    "length": Length,
+    "control_characters": ControlCharacters,
+    "letters": Letters,
+    "duplicate_lines": DuplicateLines,
+    "url_filter": UrlFilter,
+    "language": Language,
+    "gopher_repetition": GopherRepetition,
+    "gopher_quality": GopherQuality,
+    "c4_quality": C4Quality,
+    "fineweb_quality": FineWebQuality,
+    "personal_data": PersonalData,
+    "exact_duplicates": ExactDuplicates,
+}
+
+
+def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """Steps by their names from the config's list of `{"step": name, setting: value, ...}`, in its order.
+
+    A name with a colon, `my_steps:Shouting`, is a class in a module of the user's own. A step that is there twice
+    is told by its place.
+    """
+    steps: dict[str, Any] = {}
+    for index, entry in enumerate(recipe):
+        path = f"data.recipe[{index}]"
+        settings = dict(entry)
+        name = settings.pop("step", None)
+        step = parse(_own(name, path) if ":" in str(name) else _known(name, path), settings, path)
+        steps[name if name not in steps else f"{name} ({index + 1})"] = step
+    corpus_wide = [isinstance(step, ExactDuplicates) for step in steps.values()]
+    if any(corpus_wide[:-1]):
+        raise UserError("config data.recipe: exact_duplicates looks at all documents and must come last, once")
+    return steps
+
+
+def recipe_spec(recipe: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """The recipe with every setting and code version, for the manifest."""
+    return [
+        {"step": type(step).__name__, "version": step.version, **dataclasses.asdict(step)}
+        for step in build_recipe(recipe).values()
+    ]
+
+
+def _known(name: Any, path: str) -> type:
+    if name not in STEPS:
+        raise UserError(f"config {path}: unknown step {name!r}{suggest(str(name), STEPS)}")
+    return STEPS[name]
+
+
+def _own(name: str, path: str) -> type:
+    module, _, cls = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config {path}: step {name!r} is not found ({error})") from error
+    if not dataclasses.is_dataclass(found) or not isinstance(getattr(found, "version", None), int):
+        raise UserError(f"config {path}: step {name!r} must be a dataclass with a `version` (data/curate/step.py)")
+    return found

@@ -1,0 +1,1 @@
+"""Recipes of curation, each a config of its own."""
