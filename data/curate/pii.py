@@ -13,12 +13,10 @@ from data.curate.step import Outcome, replace, texts
 ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 BYTE = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
-EMAIL = re.compile(
-    rf"\b{ATOM}+(?:\.{ATOM}+)*@(?:(?:{LABEL}\.)+{LABEL}|\[(?:{BYTE}\.){{3}}(?:{BYTE}|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
-)
+LOCAL = re.compile(rf"\b{ATOM}+(?:\.{ATOM}+)*\Z")
+DOMAIN = re.compile(rf"(?:{LABEL}\.)+{LABEL}|\[(?:{BYTE}\.){{3}}(?:{BYTE}|[A-Za-z0-9-]*[A-Za-z0-9]:)]")
 IP = re.compile(rf"(?:{BYTE}\.){{3}}{BYTE}")
-PIECE = re.compile(r"\S*@\S*")
-LONGEST = 10_000  # characters of a piece that is searched: the pattern takes quadratic time in them
+REACH = 255  # characters that are searched before and after an @; without a bound a page could take hours
 EMAILS = ("email@example.com", "firstname.lastname@example.org")
 # Datatrove's six, which did not answer when its list was made.
 IPS = ("22.214.171.124", "126.96.36.199", "188.8.131.52", "184.108.40.206", "220.127.116.11", "18.104.22.168")
@@ -41,12 +39,7 @@ class PersonalData:
     def cleaned(self, text: str) -> str:
         """The text without addresses."""
         if self.emails and "@" in text:
-            new = itertools.cycle(EMAILS)
-
-            def search(piece: re.Match) -> str:
-                return piece[0] if len(piece[0]) > LONGEST else EMAIL.sub(lambda _: next(new), piece[0])
-
-            text = PIECE.sub(search, text)
+            text = _without_emails(text)
         if self.ips:
             others = itertools.cycle(IPS)
             text = IP.sub(lambda found: next(others) if self._replaces(found[0]) else found[0], text)
@@ -57,3 +50,19 @@ class PersonalData:
             return not self.public_ips_only or ipaddress.ip_address(address).is_global
         except ValueError:
             return False  # 012.1.1.1 is none
+
+
+def _without_emails(text: str) -> str:
+    """Around every @, the longest that is an address: what the pattern over the whole text would find."""
+    parts, done, new = [], 0, itertools.cycle(EMAILS)
+    at = text.find("@")
+    while at >= 0:
+        after = text.find("@", at + 1)
+        end = min(at + 1 + REACH, after if after >= 0 else len(text))
+        domain = DOMAIN.match(text, at + 1, end)
+        local = domain and LOCAL.search(text, max(done, at - REACH, text.rfind("@", done, at) + 1), at)
+        if local:
+            parts += [text[done : local.start()], next(new)]
+            done = domain.end()
+        at = after
+    return "".join([*parts, text[done:]])

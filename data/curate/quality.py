@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from core.config import require
 from data.curate.repetition import duplicates
 from data.curate.step import Outcome, TextRule, replace, texts
 from data.curate.words import splitter, terminals
@@ -21,6 +22,7 @@ class GopherQuality(TextRule):
     """Drops texts whose words or lines are unlike those of prose. Stop words are compared as they are written."""
 
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     min_doc_words: int = 50  # words that are more than punctuation
     max_doc_words: int = 100_000
@@ -69,11 +71,15 @@ class C4Quality:
     """Leaves out lines that are no prose, and drops what then is too little. FineWeb keeps lines without a mark."""
 
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     filter_no_terminal_punct: bool = False
     min_num_sentences: int = 5
     min_words_per_line: int = 3
     max_word_length: int = 1000
+
+    def __post_init__(self):
+        require(self.max_word_length > 0, f"max_word_length={self.max_word_length} must be positive")
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
         """The documents with the lines that stay."""
@@ -117,6 +123,7 @@ class FineWebQuality(TextRule):
     """FineWeb's own rules: drops lists, and texts whose lines are short, unfinished or repeated."""
 
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     line_punct_thr: float = 0.12
     line_punct_exclude_zero: bool = False

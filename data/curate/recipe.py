@@ -40,7 +40,9 @@ def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
         path = f"data.recipe[{index}]"
         settings = dict(entry)
         name = settings.pop("step", None)
-        step = parse(_own(name, path) if ":" in str(name) else _known(name, path), settings, path)
+        if not isinstance(name, str):
+            raise UserError(f"config {path}: unknown step {name!r}; known are {', '.join(STEPS)}")
+        step = parse(_own(name, path) if ":" in name else _known(name, path), settings, path)
         steps[name if name not in steps else f"{name} ({index + 1})"] = step
     corpus_wide = [isinstance(step, ExactDuplicates) for step in steps.values()]
     if any(corpus_wide[:-1]):
@@ -51,14 +53,14 @@ def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 def recipe_spec(recipe: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     """The recipe with every setting and code version, for the manifest."""
     return [
-        {"step": type(step).__name__, "version": step.version, **dataclasses.asdict(step)}
-        for step in build_recipe(recipe).values()
+        {"step": name if ":" in name else type(step).__name__, "version": step.version, **dataclasses.asdict(step)}
+        for name, step in build_recipe(recipe).items()
     ]
 
 
-def _known(name: Any, path: str) -> type:
+def _known(name: str, path: str) -> type:
     if name not in STEPS:
-        raise UserError(f"config {path}: unknown step {name!r}{suggest(str(name), STEPS)}")
+        raise UserError(f"config {path}: unknown step {name!r}{suggest(name, STEPS)}")
     return STEPS[name]
 
 
@@ -66,8 +68,11 @@ def _own(name: str, path: str) -> type:
     module, _, cls = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"config {path}: step {name!r} is not found ({error})") from error
-    if not dataclasses.is_dataclass(found) or not isinstance(getattr(found, "version", None), int):
-        raise UserError(f"config {path}: step {name!r} must be a dataclass with a `version` (data/curate/step.py)")
+    except Exception as error:
+        raise UserError(f"config {path}: step {name!r} is not found ({type(error).__name__}: {error})") from error
+    versioned = dataclasses.is_dataclass(found) and isinstance(getattr(found, "version", None), int)
+    if not versioned or "__call__" not in dir(found):
+        raise UserError(
+            f"config {path}: step {name!r} must be a dataclass with `version` and `__call__`, see step.py"
+        )
     return found

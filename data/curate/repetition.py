@@ -1,8 +1,8 @@
 """Gopher's repetition rules (Rae et al. 2021, table A1), as datatrove 0.10 decides them.
 
 Its rules on n-grams of words compare strings. Here a run of words is a number, a polynomial in all its characters
-modulo 2**64: that of words end to end is a difference of two prefix sums, so that all n-grams of a text are one
-subtraction. Two different runs share a number with a chance of 2**-64 times their length.
+modulo 2**64, that of n words follows from that of n - 1 for all places of a text at once. Different runs of ordinary
+text do not share a number; a text can be made so that they do, and is then taken for one that repeats.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from data.curate.step import TextRule
 from data.curate.words import BASE, Words, splitter
 
 PARAGRAPHS, LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
-INVERSE = pow(BASE, -1, 2**64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,7 @@ class GopherRepetition(TextRule):
     """Drops texts that repeat their lines, paragraphs or runs of words. Shares are of all characters."""
 
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     dup_line_frac: float = 0.30  # of lines
     dup_para_frac: float = 0.30  # of paragraphs
@@ -67,12 +67,18 @@ class Runs:
     """The n-grams of a text's words."""
 
     def __init__(self, words: Words):
-        lengths = words.of("length")
-        self.ends = np.concatenate([[0], np.cumsum(lengths)])  # characters before each word
-        self.powers, inverses = _powers(int(self.ends[-1]))
-        parts = words.of("hashed") * inverses[self.ends[1:]]
-        self.sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(parts, dtype=np.uint64)])
-        self.ids = words.ids
+        self.ends = np.concatenate([[0], np.cumsum(words.of("length"))])  # characters before each word
+        self.hashed, self.powers, self.ids = words.of("hashed"), words.of("power"), words.ids
+        self.n, self.keys = 1, self.hashed
+
+    def joined(self, n: int) -> np.ndarray:
+        """A number for each n-gram without spaces."""
+        if n < self.n:
+            self.n, self.keys = 1, self.hashed
+        for k in range(self.n, n):
+            self.keys = self.keys[:-1] * self.powers[k:] + self.hashed[k:]
+        self.n = n
+        return self.keys
 
     def top(self, n: int) -> int:
         """Characters of the most frequent n-gram, the first where several are, times how often it is there.
@@ -93,8 +99,7 @@ class Runs:
 
     def repeated(self, n: int) -> int:
         """Characters of n-grams that were there before, where each such ends the words it takes. Without spaces."""
-        size = len(self.ids) - n + 1
-        keys = (self.sums[n:] - self.sums[:-n]) * self.powers[self.ends[n:]]
+        keys = self.joined(n)
         ordered = np.sort(keys)
         again = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(again):
@@ -110,18 +115,4 @@ class Runs:
                 free = place + n
             else:
                 seen.add(key)
-        assert size
         return chars
-
-
-_tables = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
-
-
-def _powers(most: int) -> list[np.ndarray]:
-    """Of the base and of its inverse, up to this exponent at least."""
-    while len(_tables[0]) <= most:
-        for number, base in enumerate((BASE, INVERSE)):
-            known = _tables[number]
-            step = np.uint64(pow(base, len(known), 2**64))
-            _tables[number] = np.concatenate([known, known * step])
-    return _tables

@@ -20,7 +20,8 @@ class Outcome(NamedTuple):
 class Step(Protocol):
     """A pure function of a batch with the columns of `data.document.SCHEMA` and what earlier steps added.
 
-    A step may also have `prepare()`, called once before workers start, and `files()`, which decide with its settings.
+    A step may also have `prepare()`, called once before workers start; and what decides beside its settings:
+    `files()`, and `packages`, names whose versions count.
     """
 
     version: ClassVar[int]

@@ -8,12 +8,14 @@ are a sorted array of 64-bit hashes in a file, made once, which all workers map:
 import bisect
 import dataclasses
 import functools
+import gzip
 import hashlib
 import importlib.util
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -24,6 +26,7 @@ from core.config import require
 from core.errors import UserError
 from core.files import atomic_write, hash_file
 from core.progress import say
+from data.curate.packages import package
 from data.curate.step import Outcome
 
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
@@ -35,9 +38,10 @@ MAX_LIST_BYTES = 1 << 30  # of one list in the archive
 
 @dataclasses.dataclass(frozen=True)
 class UrlFilter:
-    """Drops documents by their address; one without stays."""
+    """Drops documents by their address; one without `://`, as a file has, stays."""
 
     version: ClassVar[int] = 1
+    packages: ClassVar[tuple[str, ...]] = ("tldextract",)
     lists: str = ""  # a folder with datatrove's lists; empty is that of the installed package
     soft_word_threshold: int = 2  # of words that alone say nothing
 
@@ -46,9 +50,9 @@ class UrlFilter:
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
         """The reason for each address."""
-        rules = _rules(str(self._folder()))
+        rules = _rules(self._folder(), _stamp(self._folder()))
         urls = batch.column("url").to_pylist()
-        return Outcome(batch, [rules.reason(url, self.soft_word_threshold) for url in urls])
+        return Outcome(batch, [rules.reason(url, self.soft_word_threshold) if "://" in url else None for url in urls])
 
     def prepare(self) -> None:
         """Makes the arrays of hashes before workers ask for them at once."""
@@ -88,8 +92,6 @@ class Rules(NamedTuple):
     def reason(self, url: str, soft_words: int) -> str | None:
         """Why an address is refused, as datatrove 0.10 calls it (pipeline/filters/url_filter.py)."""
         place = self.split(url)
-        if "://" not in url and not place.suffix:
-            return None  # no page: a file here
         if _is_in(place.top_domain_under_public_suffix, self.domains):
             return "domain"
         if _is_in(place.fqdn, self.domains):
@@ -114,50 +116,62 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+def _stamp(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Changes when a list does."""
+    stats = ((folder / name).stat() for name in LISTS)
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
 @functools.cache
-def _rules(folder: str) -> Rules:
-    """The rules of this process."""
-    try:
-        import tldextract
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"url_filter needs the package {error.name}; install it with `pip install -e .[web]`"
-        ) from None
-    where = Path(folder)
-    domains, urls = (memoryview(np.load(path, mmap_mode="r")) for path in _hashes(where))
-    extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list in the package: no download
-    hard, soft, parts = (_words(where / f"{name}.txt") for name in WORDS)
+def _rules(folder: Path, stamp: tuple[tuple[int, int], ...]) -> Rules:
+    """The rules of this process, read once for each state of the lists."""
+    del stamp
+    domains, urls = map(_mapped, _hashes(folder))
+    # The list of suffixes in the package: no download.
+    extract = package("tldextract").TLDExtract(suffix_list_urls=(), cache_dir=None)
+    hard, soft, parts = (_words(folder / f"{name}.txt") for name in WORDS)
     return Rules(domains, urls, hard, soft, tuple(sorted(parts)), extract)
 
 
+def _mapped(path: Path) -> memoryview:
+    try:
+        return memoryview(np.load(path, mmap_mode="r"))
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and it is made again") from error
+
+
 def _words(path: Path) -> frozenset[str]:
-    lines = path.read_text().splitlines()
-    return frozenset(NOT_WORDS.sub("", line).lower() for line in lines if not line.startswith("#"))
+    """A list's words as the filter compares them; of some nothing is left."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"url_filter: {path} cannot be read ({error})") from error
+    return frozenset(NOT_WORDS.sub("", line).lower() for line in lines if not line.startswith("#")) - {""}
 
 
 def _hashes(folder: Path) -> list[Path]:
     """Files of sorted hashes of the domains and the addresses, made where they are not there."""
     archive = folder / ARCHIVE
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintet"
-    paths = [cache / f"{name}-{_fingerprint(str(archive))}.npy" for name in ("domains", "urls")]
+    made_from = f"{UrlFilter.version}-{hash_file(archive)[:16]}"
+    paths = [cache / f"{name}-{made_from}.npy" for name in ("domains", "urls")]
     if not all(path.exists() for path in paths):
         say(f"curate: the lists of {archive} are hashed into {cache}, once")
-        cache.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive, "r:gz") as lists:
-            for path, name in zip(paths, ("domains", "urls")):
-                member = lists.getmember(name)
-                file = lists.extractfile(member)
-                if file is None or member.size > MAX_LIST_BYTES:
-                    raise UserError(f"url_filter: {name} in {archive} is no list of addresses")
-                with atomic_write(path) as out:
-                    np.save(out, _sorted(line.decode().strip() for line in file if not line.startswith(b"#")))
+        try:
+            with tarfile.open(archive, "r:gz") as lists:
+                for path, name in zip(paths, ("domains", "urls")):
+                    with atomic_write(path) as out:
+                        np.save(out, _sorted(lists, name))
+        except (tarfile.TarError, KeyError, EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"url_filter: {archive} is no archive of lists ({error})") from error
     return paths
 
 
-@functools.cache
-def _fingerprint(path: str) -> str:
-    return hash_file(Path(path))[:16]
-
-
-def _sorted(names: Iterable[str]) -> np.ndarray:
-    return np.unique(np.fromiter(map(_hash, names), np.uint64))
+def _sorted(lists: tarfile.TarFile, name: str) -> np.ndarray:
+    """Hashes of the lines of a list."""
+    member = lists.getmember(name)
+    file = lists.extractfile(member)
+    if file is None or member.size > MAX_LIST_BYTES:
+        raise tarfile.TarError(f"{name} is no list")
+    lines = (line.decode().strip() for line in file if not line.startswith(b"#"))
+    return np.unique(np.fromiter(map(_hash, lines), np.uint64))

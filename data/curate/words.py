@@ -6,7 +6,9 @@ Datatrove 0.10 (utils/word_tokenizers.py) has the same tokenizers; FineWeb itsel
 """
 
 import functools
+import importlib.util
 import itertools
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,21 +16,25 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import UserError
+from data.curate.packages import package
 
-LONGEST = 5_000  # characters of a piece that is split: spaCy's time is quadratic in them; what is longer is a word
-RECENT = 4 << 20  # characters of texts whose words are kept
-REMEMBERED = 500_000  # pieces, about 150 MB; then all are forgotten, which changes nothing but the speed
+LONGEST = 200  # characters of a piece that is split: spaCy's time is quadratic in them; what is longer is a word
+REMEMBERED = 200_000  # pieces, about 130 MB; then all are forgotten, which changes nothing but the speed
+RARE = 40  # characters of a piece that is not worth remembering
+RECENT = 16 << 20  # characters of texts whose words are kept
+TESTED = ("en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "sv", "da", "xx")  # where plain pieces need no rules
 
 # What Gopher's quality rules and MinHash do not count as part of a word (datatrove, utils/text.py).
 CONTROL = "".join(map(chr, [*range(9), 11, 12, *range(13, 32), *range(127, 160)]))
 PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + CONTROL  # noqa: RUF001
-# Marks that end a sentence there, beside those of spaCy's sentencizer.
+# Marks that end a line there, beside those that end a sentence for spaCy's sentencizer.
 TERMINALS = (
     "\u061d\u061e\u0837\u0839\u083d\u083e\u17d4\u17d5\u17d6\u17d9\u17da\u1b7d\u1b7e\u2e53\u2e54\U00010f55\U00010f56"
     "\U00010f57\U00010f58\U00010f59\U00010f86\U00010f87\U00010f88\U00010f89\U00011944\U00011946\U00011ef7\U00011ef8"
     "\U00011f43\U00011f44\U00016e98"
 )
-BASE = 0x9E3779B97F4A7C15  # of the polynomials that stand for words; odd, so that it has an inverse modulo 2**64
+GAP = re.compile(r"\s{2,}|[^\S ]")
+BASE = 0x9E3779B97F4A7C15  # of the polynomials that stand for words, modulo 2**64
 
 PROPERTIES = {
     "length": np.int64,  # characters
@@ -37,6 +43,7 @@ PROPERTIES = {
     "terminal": np.bool_,  # ends a sentence
     "plain": np.bool_,  # begins one after such a mark: neither that nor of Unicode's classes of punctuation
     "hashed": np.uint64,  # a polynomial in its characters, so that of words end to end follows from theirs
+    "power": np.uint64,  # of the polynomials' base, by the length
 }
 
 
@@ -94,8 +101,9 @@ class _Pieces(dict):
         self.tokens, self.number = tokens, number
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
-        words = [piece] if len(piece) > LONGEST else self.tokens(piece)
-        found = self[piece] = tuple(map(self.number, words))
+        found = tuple(map(self.number, self.tokens(piece)))
+        if len(piece) <= RARE:
+            self[piece] = found
         return found
 
 
@@ -107,9 +115,10 @@ def _properties(word: str) -> dict[str, int | bool]:
         "length": len(word),
         "symbol": _symbols().issuperset(word),
         "alphabetic": any(map(str.isalpha, word)),
-        "terminal": word in terminals(),
-        "plain": word not in terminals() and any(unicodedata.category(letter)[0] != "P" for letter in word),
+        "terminal": word in _sentence_ends(),
+        "plain": word not in _sentence_ends() and any(unicodedata.category(letter)[0] != "P" for letter in word),
         "hashed": hashed,
+        "power": pow(BASE, len(word), 2**64),
     }
 
 
@@ -137,8 +146,11 @@ class Splitter:
         return self.known.split(text.split())
 
     def sentences(self, line: str) -> int:
-        """How many sentences spaCy's sentencizer sees in a line without white space at its ends."""
-        return count_sentences(self._split(line))
+        """How many sentences spaCy's sentencizer sees in a line that begins with no white space.
+
+        White space beyond a single space is a token to it, and begins a sentence as a word does.
+        """
+        return count_sentences(self._split(GAP.sub(" x ", line)))
 
 
 def count_sentences(words: Words) -> int:
@@ -157,8 +169,13 @@ def splitter(language: str) -> Splitter:
 
 @functools.cache
 def terminals() -> frozenset[str]:
-    """Marks that end a sentence, in many scripts."""
-    return frozenset(_spacy().pipeline.Sentencizer.default_punct_chars).union(TERMINALS)
+    """Marks that end a line, in many scripts."""
+    return _sentence_ends().union(TERMINALS)
+
+
+@functools.cache
+def _sentence_ends() -> frozenset[str]:
+    return frozenset(package("spacy").pipeline.Sentencizer.default_punct_chars)
 
 
 @functools.cache
@@ -167,41 +184,29 @@ def _symbols() -> frozenset[str]:
 
 
 def tokenizer(language: str) -> Callable[[str], list[str]]:
-    """Splits a piece of text; for a language that spaCy does not know by its rules for any."""
+    """Splits a piece of text by the rules of a language; `xx` are those for any."""
     if language == "zh":
-        return _chinese()
-    spacy = _spacy()
+        jieba = package("jieba")
+        jieba.setLogLevel("WARNING")
+        return jieba.lcut
+    spacy = package("spacy")
+    if not language.isalpha() or importlib.util.find_spec(f"spacy.lang.{language}") is None:
+        raise UserError(f"language={language!r} is none that spaCy knows; `xx` has the rules for any")
     try:
         pipeline = spacy.blank(language)
-    except ImportError:
-        pipeline = spacy.blank("xx")
-
+    except ImportError as error:
+        raise UserError(f"spaCy's rules for {language!r} need a package: {str(error).splitlines()[0]}") from error
     pipeline.vocab.lex_attr_getters = {}  # what else spaCy would note of every word
-    split, exceptions = pipeline.tokenizer, pipeline.tokenizer.rules
+    split, exceptions, tested = pipeline.tokenizer, pipeline.tokenizer.rules, language in TESTED
 
     def tokens(piece: str) -> list[str]:
+        if len(piece) > LONGEST:
+            return [piece]
         stem, mark = (piece[:-1], piece[-1]) if piece[-1] in ",." else (piece, "")
         # Most pieces, in a thirtieth of the time. A point stays with what may be an initial.
-        plain = stem.isalpha() and (mark != "." or "a" <= stem[-1] <= "z")
+        plain = tested and stem.isalpha() and (mark != "." or "a" <= stem[-1] <= "z")
         if plain and piece not in exceptions and stem not in exceptions:
             return [stem, mark] if mark else [stem]
         return [word for token in split(piece) if (word := token.text.strip())]
 
     return tokens
-
-
-def _chinese() -> Callable[[str], list[str]]:
-    import jieba
-
-    jieba.setLogLevel("WARNING")
-    return lambda piece: list(jieba.cut(piece))
-
-
-def _spacy():
-    try:
-        import spacy
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"web curation needs the package {error.name}; install it with `pip install -e .[web]`"
-        ) from None
-    return spacy

@@ -9,6 +9,7 @@ second package brings the lists of addresses and is not imported; without it, le
 text from HTML and near-duplicates (MinHash) are not in this recipe yet.
 
 Expected time: about 1 MB a second on each core, and once ten seconds for the lists of addresses.
+Expected result: of English pages and news about 9 in 10 stay.
 Measured 2026-11-22: 2,027 pages, news and chapters in six languages (6.3 MB) in 13 s; 1,242 stay, 617 are dropped for
 their language, 103 by Gopher's rules, 3 for their address. Every drop is in curated/dropped.jsonl.
 """
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from experiments import quickstart
 
 RECIPE = (
+    {"step": "length", "min_chars": 0, "max_chars": 2_000_000},  # beyond it Gopher's 100,000 words would be too many
     {"step": "url_filter"},
     {"step": "language", "languages": ("en",), "threshold": 0.65},
     {"step": "gopher_repetition"},

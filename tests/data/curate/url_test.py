@@ -56,7 +56,7 @@ def write(folder, **texts):
         ("http://[", None),
         ("", None),
         ("corpus/casino.html", None),  # a file here, not a page
-        ("bad.com/page", "domain"),
+        ("casino.md", None),
     ],
 )
 def test_addresses_are_refused_for_datatroves_reasons(lists, url, reason):
@@ -78,6 +78,33 @@ def test_the_hashes_are_made_once_and_follow_the_lists(lists, tmp_path):
 def test_lists_that_are_not_there_are_told(tmp_path):
     with pytest.raises(UserError, match=f"has no {ARCHIVE}"):
         UrlFilter(lists=str(tmp_path)).prepare()
+
+
+def test_lists_that_change_are_read_again(lists):
+    step, batch = UrlFilter(lists=str(lists)), to_batch([Document("a", "text", "", "http://good.com/zebra")])
+    assert step(batch).reasons == [None]
+    (lists / "banned_words.txt").write_text("zebra\n")
+    assert step(batch).reasons == ["hard_blacklisted"]
+
+
+def test_words_of_which_nothing_is_left_refuse_nothing(lists):
+    (lists / "banned_subwords.txt").write_text("free\n\n\u043a\u0430\n")
+    batch = to_batch([Document("a", "text", "", "http://good.com/")])
+    assert UrlFilter(lists=str(lists))(batch).reasons == [None]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_bytes(b"no archive"),
+        lambda path: path.write_bytes(path.read_bytes()[:60]),
+        lambda path: write(path.parent, domains="a.com\n"),
+    ],
+)
+def test_damaged_lists_are_told(lists, harm):
+    harm(lists / ARCHIVE)
+    with pytest.raises(UserError, match="is no archive of lists"):
+        UrlFilter(lists=str(lists)).prepare()
 
 
 def config(root, lists, *recipe):
@@ -108,11 +135,19 @@ def test_a_step_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
     steps = build_recipe(({"step": "my_steps:Shouting", "most": 0.5}, {"step": "my_steps:Shouting", "most": 0.9}))
     _, dropped = through(steps, to_batch([Document("a", "LOUD", ""), Document("b", "Calm", "")]))
     assert [(one.id, one.reason, one.step) for one in dropped] == [("a", "shouting", "my_steps:Shouting")]
-    for name, message in [("my_steps:Quiet", "is not found"), ("my_steps:plain", "must be a dataclass with")]:
+    for name, message in WRONG:
         with pytest.raises(UserError, match=message):
             build_recipe(({"step": name},))
 
 
+WRONG = [
+    ("my_steps:Quiet", "is not found"),
+    ("my_steps:plain", "must be a dataclass with"),
+    ("my_steps:Empty", "must be a dataclass with"),
+    (":X", "is not found"),
+    ("..x:Y", "is not found"),
+    (["length"], "unknown step"),
+]
 OWN = """
 import dataclasses
 from typing import ClassVar
@@ -128,4 +163,14 @@ class Shouting(TextRule):
         return "shouting" if sum(map(str.isupper, text)) > self.most * len(text) else None
 
 plain = 1
+
+@dataclasses.dataclass(frozen=True)
+class Empty:
+    version: ClassVar[int] = 1
 """
+
+
+def test_a_conversation_is_not_changed_behind_its_messages():
+    talk = Document("a", "user: write to a@b.co", "", meta={"messages": []})
+    with pytest.raises(UserError, match="personal_data changes the text of a, which is a conversation"):
+        through(build_recipe(({"step": "personal_data"},)), to_batch([talk]))

@@ -1,12 +1,12 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from core.errors import UserError
 from data.curate import words
 from data.curate.words import Splitter, count_sentences, splitter, tokenizer
 
 spacy = pytest.importorskip("spacy")
-LANGUAGES = ("en", "de", "fr", "es", "it", "pt")
 PIECES = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12),
     st.text("abcXYZäéß.,'\"!?-()$%0129…", min_size=1, max_size=12),
@@ -23,10 +23,12 @@ def reference(language, text):
 
 
 pipelines = {}
+OFTEN = ("en", "de", "fr", "xx", "ar")
+LANGUAGES = [*OFTEN, *(pytest.param(one, marks=pytest.mark.slow) for one in words.TESTED if one not in OFTEN)]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=60)
 @given(pieces=st.lists(PIECES, max_size=20), gap=st.sampled_from([" ", "\n", "  ", "\t\n "]))
 def test_words_are_those_of_spacy(language, pieces, gap):
     text = gap.join(pieces)
@@ -34,9 +36,12 @@ def test_words_are_those_of_spacy(language, pieces, gap):
 
 
 @settings(deadline=None, max_examples=300)
-@given(pieces=st.lists(PIECES, min_size=1, max_size=20))
-def test_sentences_are_those_of_spacys_sentencizer(pieces):
-    line = " ".join(" ".join(pieces).split())
+@given(pieces=st.lists(PIECES, min_size=1, max_size=20), gap=st.sampled_from([" ", "  ", "\u00a0", " \t"]))
+@example(pieces=["One.", "!"], gap="  ")
+@example(pieces=["He left.", ""], gap="  ")
+@example(pieces=["a", "\u17d4", "b"], gap=" ")
+def test_sentences_are_those_of_spacys_sentencizer(pieces, gap):
+    line = gap.join(pieces).lstrip()
     if "sentencizer" not in pipelines:
         pipelines["sentencizer"] = spacy.blank("en")
         pipelines["sentencizer"].add_pipe("sentencizer")
@@ -54,14 +59,24 @@ def test_what_is_forgotten_changes_nothing(monkeypatch):
 
 
 def test_a_huge_piece_is_one_word_and_takes_no_time():
-    piece = "!" * (words.LONGEST + 1)
-    assert len(splitter("en")(piece)) == 1
+    assert len(splitter("en")("!" * (words.LONGEST + 1))) == 1
+    assert len(splitter("en")("!" * words.LONGEST)) == words.LONGEST
+    assert len(splitter("en")(" ".join("(" * (words.LONGEST - 3) + str(number) for number in range(50)))) > 50
     assert count_sentences(splitter("en")("")) == 0
+
+
+def test_what_is_rare_is_not_remembered():
+    split = Splitter("en")
+    assert len(split("x" * (words.RARE + 1) + " short")) == 2
+    assert list(split.known.pieces) == ["short"]
 
 
 def test_chinese_is_split_into_words():
     assert splitter("zh")("我来到北京清华大学。").texts == ["我", "来到", "北京", "清华大学", "。"]
 
 
-def test_a_language_without_rules_has_those_of_any():
-    assert tokenizer("ltg")("vīns, div") == ["vīns", ",", "div"]
+def test_languages_that_spacy_does_not_know_are_told():
+    assert tokenizer("xx")("vīns,") == ["vīns", ","]
+    for language in ("english", "ltg", "", "../x"):
+        with pytest.raises(UserError, match="is none that spaCy knows; `xx`"):
+            tokenizer(language)
