@@ -8,7 +8,7 @@
 second package brings the lists of addresses and is not imported; without it, leave `url_filter` out. Extraction of
 text from HTML and near-duplicates (MinHash) are not in this recipe yet.
 
-Expected time: about 1 MB a second on each core, and once ten seconds for the lists of addresses.
+Expected time: 0.7 MB a second on each core, and once ten seconds for the lists of addresses.
 Expected result: of English pages and news about 9 in 10 stay.
 Measured 2026-11-22: 2,027 pages, news and chapters in six languages (6.3 MB) in 13 s; 1,242 stay, 617 are dropped for
 their language, 103 by Gopher's rules, 3 for their address. Every drop is in curated/dropped.jsonl.
