@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
         experiment = open_experiment(arguments)
         recipe = [verb for verb in RECIPE if verb != "import" or experiment.parts["start"].folder]
         verbs = [arguments.verb] if arguments.verb else recipe
+        if "train" in verbs:
+            experiment.require_trainable(alone=cluster is None)
         if cluster is None:
             experiment.run(*verbs)
         else:
@@ -178,15 +180,19 @@ class Experiment:
         return Run(**own, added=len(self.parts["data"].added))
 
     def run(self, *verbs: str) -> None:
-        """One after the other; what could not be trained is refused before the first, by a process that is alone."""
-        if "train" in verbs:
-            from train.run import require_optimizer
-
-            require_optimizer(self.training)
+        """One after the other."""
         for verb in verbs:
             self.require_upstream(verb)
             method = {"import": "import_"}.get(verb, verb.replace("-", "_"))  # a word of the language
             getattr(self, method)()
+
+    def require_trainable(self, alone: bool) -> None:
+        """Refuses what could not be trained before anything is made; the devices of others are not known yet."""
+        from train.run import require_layout, require_optimizer
+
+        require_optimizer(self.training)
+        if alone:
+            require_layout(self.training)
 
     def require_upstream(self, verb: str) -> None:
         """Refuses a verb whose input was made by another config than this one."""

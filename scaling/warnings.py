@@ -16,8 +16,9 @@ def unexpected(
     """One line for each all-gather of something else than one layer's weights, a table, or keys and values.
 
     By the numbers of an array: where a row is as long as a hidden state is wide (Llama 2: 4,096), a row of logits
-    looks like a table and passes. On v4 XLA writes gathers as all-reduces, like sums of gradients: of these nothing
-    is said.
+    looks like a table and passes; tests/scaling/estimate_test.py compiles it with rows of another length. On v4 XLA
+    writes gathers as all-reduces of arrays that are zero but for a device's part. Weights there look like sums of
+    their gradients, and pass; logits are never summed, and hidden states only over `tensor`.
     `parts` is into how many the rows are split, `context` the tokens of a row, `tensor` heads and features.
     """
     D, F, V, H = model.d_model, model.d_ff, model.vocab_size, model.head_dim
@@ -27,17 +28,21 @@ def unexpected(
     tokens = stage.rows * stage.row_length // parts
     lines = []
     for one in collectives:
-        if one.opcode != "all-gather" or one.op_name.endswith(UPDATES):
+        if one.opcode not in ("all-gather", "all-reduce") or one.op_name.endswith(UPDATES):
             continue
+        summed = one.opcode == "all-reduce"
         for shape in one.shapes:
             size = math.prod(shape)
-            rows = not {stage.row_length, tokens} & set(shape)
-            part = rows and whole["table"] % size == 0  # of the gradient of a table, summed on some devices
+            rows = stage.row_length != D and {stage.row_length, tokens} & set(shape)
+            part = not rows and whole["table"] % size == 0  # of the gradient of a table, summed on some devices
             if 2 * size <= SMALL or part or any(size in sizes for sizes in split.values()):
                 continue
-            if what := _what(shape, size, split, model, stage, tokens, context if one.devices == context else 1):
+            what = _what(shape, size, split, model, stage, tokens, context if one.devices == context else 1)
+            if summed and not (what == "logits" or (what == "hidden states" and tensor == 1)):
+                continue
+            if what:
                 lines.append(
-                    f"unexpected all-gather of {what}: {'x'.join(map(str, shape))}, {one.times:,} times a step"
+                    f"unexpected {one.opcode} of {what}: {'x'.join(map(str, shape))}, {one.times:,} times a step"
                 )
     return sorted(set(lines))
 

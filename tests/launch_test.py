@@ -126,6 +126,21 @@ def test_an_optimiser_that_cannot_be_is_refused_before_anything_runs(corpus, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mesh_that_cannot_be_is_refused_before_anything_runs(corpus, tmp_path):
+    result = launch(*smoke(tmp_path / "run", corpus, "--config.mesh.tensor=7"))
+    refused(result, "config mesh: tensor 7 is not the 1 devices")
+    result = launch(*smoke(tmp_path / "run", corpus, "--config.train.microbatches=7"))
+    refused(result, "a multiple of 7 is")
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_several_processes_none_waits_for_what_cannot_be_trained(corpus, tmp_path):
+    together = ("--coordinator=127.0.0.1:9", "--processes=2", "--process=0")
+    result = launch(*smoke(tmp_path / "run", corpus, "--config.optim.optimizer=muom", *together))
+    refused(result, "optim.optimizer='muom' is not known")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_single_verb_refuses_input_of_another_config(finished, corpus, tmp_path):
     for verb in ("tokenize", "train", "eval", "export", "generate", "report"):
         refused(launch(verb, *smoke(finished, tmp_path)), "data.path was")

@@ -104,6 +104,14 @@ def require_optimizer(run: Run) -> None:
     state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
 
 
+def require_layout(run: Run) -> None:
+    """Refuses batches and parameters that do not split over the devices; nothing is allocated."""
+    devices = jax.devices()
+    mesh = sharding.abstract_mesh(run.mesh, len(devices), sharding.count_slices(devices))
+    require_split(run, mesh)
+    _layout(run, mesh, run.mesh)
+
+
 def require_split(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Refuses batches that the mesh and the microbatches do not divide; the mesh may be abstract."""
     parts, microbatches, context = sharding.batch_parts(mesh), run.train.microbatches, mesh.shape["context"]

@@ -75,6 +75,14 @@ def test_what_is_compiled_now_fits_and_is_as_estimated(name, tmp_path):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_rows_shorter_than_the_width_gather_no_logits_either(tmp_path):
+    """Llama 2's rows are as long as its hidden states are wide, so that a row of logits looks like a table."""
+    planned = Planned("llama2_7b", "v4:4x4x4", 1, {"batch.row_length": 2048})
+    assert make_plan(planned.run, planned.place, tmp_path)["warnings"] == []
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_muon_adds_little_to_a_step_on_a_pod(tmp_path):
     """At most 5% of AdamW's step, and no more beside its momentum than another of it."""
     name = "SmolLM3-3B, v5e:16x16"

@@ -234,8 +234,22 @@ def test_unexpected_exchanges_are_named(config, tmp_path):
     assert unexpected((update,), run.model, stage, 8, 1, 1) == []  # what replicas orthogonalised
     update = update._replace(op_name="jit(step)/owners/shard_map")
     assert len(unexpected((update,), run.model, stage, 8, 1, 1)) == 1
-    reduced = gathered(16, 512, 512)._replace(opcode="all-reduce")
-    assert unexpected((reduced,), run.model, stage, 8, 1, 1) == []
+
+
+def test_on_v4_gathers_are_sums(config, tmp_path):
+    """Of arrays that are zero but for a device's part; logits are never summed, hidden states only over `tensor`."""
+    arguments = launch.parse_arguments(["plan", f"--config={config}", f"--workdir={tmp_path}"])
+    run = launch.open_experiment(arguments).training
+    stage = run.batch.plan(run.train.steps)[0]
+
+    def told(*shape, tensor=1):
+        summed = gathered(*shape)._replace(opcode="all-reduce")
+        return unexpected((summed,), run.model, stage, 8, 1, tensor)
+
+    assert "all-reduce of logits" in told(2, 512, 4096)[0]
+    assert "all-reduce of hidden states" in told(16, 512, 512)[0]
+    assert told(16, 512, 512, tensor=2) == []
+    assert told(6, 512, 2048) == told(4096, 512) == told(1024, 512) == told(6, 512) == []  # gradients
 
 
 def test_buffers_do_not_overlap():
