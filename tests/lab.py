@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data.config import BatchConfig
 from data.corpus import Corpus
@@ -20,6 +21,7 @@ from train.run import Run, make_program
 from train.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parent.parent
+REAL = Path(os.environ.get("QUINTET_REAL_INPUTS", ROOT.parent / "shared" / "data"))
 WORDS = (
     "the model reads a row of tokens and learns to predict what follows each of them while gradients flow back "
     "through layers heads and norms until loss falls and text begins to look like text written by someone"
@@ -34,6 +36,13 @@ def make_corpus(folder: Path, files: int = 12, sentences: int = 60, seed: int = 
         lines = [" ".join(random.choice(WORDS, random.integers(6, 14))) + ".\n" for _ in range(sentences)]
         (folder / f"{number:03d}.txt").write_text("".join(lines))
     return folder
+
+
+def real(name: str) -> Path:
+    """A folder of real inputs, which belong to others and are no part of this project; without it a test skips."""
+    if not (REAL / name).exists():
+        pytest.skip(f"{name} is not among the real inputs (QUINTET_REAL_INPUTS names their folder)")
+    return REAL / name
 
 
 def launch(*arguments: object, **options: object) -> subprocess.CompletedProcess:

@@ -6,6 +6,7 @@ from typing import Any
 
 from core.config import parse
 from core.errors import UserError, suggest
+from data.curate.extract import Extract
 from data.curate.language import Language
 from data.curate.pii import PersonalData
 from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
@@ -19,6 +20,7 @@ STEPS = {
     "letters": Letters,
     "duplicate_lines": DuplicateLines,
     "url_filter": UrlFilter,
+    "extract": Extract,
     "language": Language,
     "gopher_repetition": GopherRepetition,
     "gopher_quality": GopherQuality,

@@ -290,7 +290,7 @@ def test_an_unreadable_template_is_named(tmp_path, name, payload, line):
 def test_the_renderer_ends_with_its_template():
     template = make("{{ messages }}")
     template.render(cases.TWO)
-    process = template._renderer.process
+    process = template._renderer.child.process
     del template
     assert process.poll() is not None
 

@@ -1,0 +1,195 @@
+"""The main text of pages, and what pages that end badly cost: themselves."""
+
+import collections
+import gzip
+import json
+import os
+import re
+import signal
+import textwrap
+from statistics import harmonic_mean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from data.curate import extract, extractor
+from data.curate.extract import Extract
+from data.curate.partition import to_batch
+from data.document import Document
+from lab import real
+
+PROSE = "The river rose in the night, and by morning the lower fields lay under water as far as the old mill."
+PAGE = f"""<html><head><title>Flood</title><script>var a = "no text";</script></head><body><nav><a href="/">Home</a>
+<a href="/news">News</a></nav><article><h1>Flood</h1>{f"<p>{PROSE}</p>" * 4}</article></body></html>"""
+SLOW = "<a " + " ".join(f"a{number}=1" for number in range(100_000)) + ">x</a>"  # quadratic in both parsers
+METHODS = ("trafilatura", "resiliparse", "visible")
+
+
+def run(step, *documents):
+    """What is left of documents, with their reasons."""
+    outcome = step(to_batch(list(documents)))
+    return list(zip(outcome.batch.to_pylist(), outcome.reasons))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_pages_become_their_text(method):
+    page = Document("a", PAGE, "warc", meta={"media_type": "text/html", "date": "2026-01-01"})
+    text = Document("b", PAGE, "jsonl", meta={"said": '"media_type" of nothing'})
+    (first, none), (second, also_none) = run(Extract(method=method), page, text)
+    assert none is also_none is None
+    assert PROSE in first["text"]
+    assert "<p>" not in first["text"]
+    assert "no text" not in first["text"]
+    assert json.loads(first["meta"]) == {"date": "2026-01-01"}
+    assert second["text"] == PAGE
+    assert json.loads(second["meta"]) == text.meta
+
+
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+def test_navigation_is_no_main_text(method):
+    text, reason = Extract(method=method).text(PAGE)
+    assert reason is None
+    assert "News" not in text
+
+
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+@pytest.mark.parametrize("page", ["", "   ", "<html>", "<p", "<!-- " * 1000])
+def test_a_page_without_text_is_named(method, page):
+    assert Extract(method=method).text(page) == ("", "extract_empty")
+
+
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<div>" * 10_000 + PROSE + "</div>" * 10_000,
+        "<b>" * 50_000 + PROSE,
+        PAGE.replace("river", "ri\0ver"),
+        PAGE.replace("river", "&#xD800;&#0;&#99999999;"),
+        PAGE.replace("river", "ri\ud800ver"),
+        "<table><tr><td>" * 2_000 + PROSE,
+    ],
+    ids=["deep", "open", "NUL", "references", "surrogate", "tables"],
+)
+def test_hostile_pages_end_in_text_or_a_reason(method, page):
+    text, reason = Extract(method=method).text(page)
+    assert bool(text.strip()) == (reason is None)
+    text.encode()
+
+
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+def test_a_page_that_takes_too_long_costs_itself_alone(method):
+    step = Extract(method=method, seconds=1.0)
+    before = step.text(PAGE)
+    assert step.text(SLOW) == ("", "extract_timeout")
+    assert step.text(PAGE) == before
+
+
+def test_what_killed_the_child_is_not_blamed_on_the_next_page():
+    step = Extract(method="resiliparse", seconds=2.0)
+    before = step.text(PAGE)
+    os.kill(extract._child(step).child.process.pid, signal.SIGSEGV)
+    assert step.text(PAGE) == before
+
+
+def test_a_page_that_crashes_the_parser_costs_itself_alone(tmp_path, monkeypatch):
+    script = tmp_path / "crashes.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            from multiprocessing.connection import Connection
+            connection = Connection(int(sys.argv[1]))
+            connection.recv_bytes()
+            connection.send_bytes(b"+")
+            while True:
+                page = connection.recv_bytes()
+                if b"crash" in page:
+                    os.abort()
+                connection.send_bytes(b"+" + page)
+            """
+        )
+    )
+    monkeypatch.setattr(extract, "EXTRACTOR", script)
+    step = Extract(seconds=3.0)
+    assert [step.text(page) for page in ("a", "crash", "b", "crash")] == [
+        ("a", None),
+        ("", "extract_crash"),
+        ("b", None),
+        ("", "extract_crash"),
+    ]
+
+
+def test_a_child_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
+    script = tmp_path / "broken.py"
+    script.write_text("raise ImportError('lxml.html.clean is now a separate project')")
+    monkeypatch.setattr(extract, "EXTRACTOR", script)
+    with pytest.raises(UserError, match=r"does not start .*separate project"):
+        Extract(seconds=4.0).text("a")
+
+
+def test_what_an_extractor_may_not_take_is_named():
+    def too_much(page):
+        return page * (1 << 50)
+
+    def too_long(_):
+        return "a" * (extractor.MAX_TEXT + 1)
+
+    def fails(_):
+        raise RecursionError
+
+    found = [extractor.answer(function, b"ab", 10.0) for function in (too_much, too_long, fails)]
+    assert found == [b"-extract_memory", b"-extract_too_long", b"-extract_error"]
+
+
+def shingles(text):
+    words = re.findall(r"\w+", text)
+    return collections.Counter(tuple(words[start : start + 4]) for start in range(max(1, len(words) - 3)))
+
+
+@pytest.mark.parametrize(("method", "least"), [("trafilatura", 0.96), ("resiliparse", 0.89)])
+def test_main_text_of_every_sixth_gold_page(method, least):
+    """By runs of four words, each page weighing the same; all pages and others are in benchmarks/extract.py."""
+    folder = real("html_gold/scrapinghub")
+    gold = json.loads((folder / "ground-truth.json").read_text())
+    step, precision, recall = Extract(method=method), [], []
+    for name in sorted(gold)[::6]:
+        page = gzip.decompress((folder / "html" / f"{name}.html.gz").read_bytes()).decode("utf-8")
+        wanted, found = shingles(gold[name]["articleBody"]), shingles(step.text(page)[0])
+        both = (wanted & found).total()
+        precision.append(both / found.total())
+        recall.append(both / wanted.total())
+    assert harmonic_mean([sum(precision) / len(precision), sum(recall) / len(recall)]) >= least
+
+
+PIECES = [
+    *("<p>", "</p>", "<div ", ">", "<!--", "-->", "<script>", "</script>", "<![CDATA[", "&#", "&amp;", "<table>"),
+    *("</body>", "<svg>", "<math>", "<template>", "<", "\0", "\u202e", '="', PROSE, "<td", "<html", "<title>"),
+]
+
+
+def fuzz(count, method):
+    step = Extract(method=method, seconds=5.0)
+
+    @settings(max_examples=count, deadline=None)
+    @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=20)), max_size=40))
+    def check(pieces):
+        text, reason = step.text("".join(pieces))
+        assert bool(text.strip()) == (reason is None)
+        assert reason in (None, "extract_empty", "extract_error")
+        text.encode()
+
+    check()
+
+
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+def test_random_pages(method):
+    fuzz(200, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
+def test_ten_thousand_random_pages(method):
+    fuzz(5_000, method)
