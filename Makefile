@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-gpu kernel-card bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-gpu kernel-card bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,7 +20,7 @@ quickstart: $(VENV)/quickstart ## the whole line on a laptop: documents to an ev
 test: $(VENV)/test ## all tests that take seconds
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow" --durations=10 -n auto --maxprocesses=4 --dist loadscope
 
-test-slow: $(VENV)/test ## the others
+test-slow: $(VENV)/test $(VENV)/cluster ## the others
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/test ## style, unused names, formatting; shell and YAML
@@ -55,6 +55,9 @@ bench-pod: $(VENV)/test ## SmolLM3-3B's step compiled for 256 chips beside MaxTe
 bench-curate: $(VENV)/test $(VENV)-datatrove/ready ## FineWeb's rules beside datatrove's (DOCUMENTS=a .jsonl.gz with id, url, text and language)
 	PYTHONPATH=. $(BIN)/python benchmarks/curate.py --documents=$(DOCUMENTS) --peer-python=$(VENV)-datatrove/bin/python
 
+bench-extract: $(VENV)/test $(VENV)-datatrove/ready ## main text of gold pages beside datatrove's (PAGES=a clone of scrapinghub/article-extraction-benchmark)
+	PYTHONPATH=. $(BIN)/python benchmarks/extract.py --pages=$(PAGES) --peer-python=$(VENV)-datatrove/bin/python
+
 bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13], absl-py and optax); Muon beside PyTorch's (MUON, SPEEDRUN, TORCH_PYTHON)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/muon_gpu.py $(if $(MUON),--muon=$(MUON)) $(if $(SPEEDRUN),--speedrun=$(SPEEDRUN)) $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))
@@ -83,9 +86,13 @@ $(VENV)/test: $(VENV)/python setup.py
 	$(PIP) install --editable '.[test]'
 	@touch $@ $(VENV)/quickstart
 
+$(VENV)/cluster: $(VENV)/test
+	$(PIP) install --editable '.[cluster]'
+	@touch $@
+
 $(VENV)-datatrove/ready:
 	$(PYTHON) -m venv $(VENV)-datatrove
-	$(VENV)-datatrove/bin/python -m pip --quiet install 'datatrove[processing]==0.10.1' spacy==3.8.18 fasttext-numpy2-wheel fasteners
+	$(VENV)-datatrove/bin/python -m pip --quiet install 'datatrove[processing]==0.10.1' spacy==3.8.18 fasttext-numpy2-wheel fasteners 'trafilatura<1.12' lxml_html_clean
 	@touch $@
 
 $(VENV)-parity/ready: $(VENV)/quickstart

@@ -55,6 +55,7 @@ EXTRAS = {
     "chat": CHAT,  # chat templates
     "serve": SERVE,  # the HTTP endpoint
     "web": WEB,  # the recipes for web pages
+    "cluster": ["ray>=2.50"],  # curation on many machines
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],

@@ -22,6 +22,7 @@ class DataConfig:
     heldout_fraction: float = 0.05  # of documents, by a hash of their id
     shards: int = 4  # of the training documents
     workers: int = 0  # processes; 0 is one a core
+    cluster: str = ""  # of Ray in place of processes here: its address, or auto; decides nothing about the result
 
     def __post_init__(self):
         require(not (self.path and self.sources), "path and sources are both given; name the path among the sources")

@@ -36,6 +36,7 @@ from core.files import (
     require_spec,
 )
 from core.progress import say, track
+from data.cluster import cluster_map
 from data.config import DataConfig
 from data.conversations import is_conversation
 from data.curate.partition import curate_partition, order
@@ -215,7 +216,11 @@ def _run_partitions(generation: Generation, inputs: list[Input], where: Path) ->
         for (given, partition), mark in zip(partitions, marks)
         if not _part_is_done(mark)
     ]
-    for _ in track(process_map(_run_partition, todo, config.workers), "curate", len(todo)):
+    if config.cluster:
+        done = cluster_map(_run_partition, todo, config.cluster)
+    else:
+        done = process_map(_run_partition, todo, config.workers)
+    for _ in track(done, "curate", len(todo)):
         pass
     return [where / name for mark in marks for name in read_json(mark)["runs"]]
 

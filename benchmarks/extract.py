@@ -1,0 +1,109 @@
+"""Main text of gold pages: precision, recall and pages a second of each method, beside datatrove's.
+
+    make bench-extract PAGES=article-extraction-benchmark
+
+`PAGES` is a clone of scrapinghub/article-extraction-benchmark (MIT): `ground-truth.json` and `html/*.html.gz`. Texts
+are compared by their runs of four words; each page weighs the same. Of two texts with no run in common, precision and
+recall are 0. Seconds are of the processor, the child's included; one process at a time.
+"""
+
+import argparse
+import collections
+import gzip
+import json
+import re
+import resource
+import subprocess
+import tempfile
+from pathlib import Path
+from statistics import harmonic_mean, mean
+
+from data.curate import extract
+from data.curate.extract import Extract
+
+PEER = """
+import json, sys, time
+from datatrove.pipeline.extractors import Trafilatura
+pages = json.load(open(sys.argv[1]))
+extractor = Trafilatura(favour_precision=True)
+extractor.extract(next(iter(pages.values())))
+began = time.process_time()
+texts = {name: extractor.extract(page) or "" for name, page in pages.items()}
+json.dump({"texts": texts, "seconds": time.process_time() - began}, open(sys.argv[2], "w"))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pages", required=True, type=Path)
+    parser.add_argument("--peer-python", help="of an environment with datatrove[processing]")
+    arguments = parser.parse_args()
+    gold = json.loads((arguments.pages / "ground-truth.json").read_text())
+    pages = {name: read(arguments.pages / "html" / f"{name}.html.gz") for name in gold}
+    wanted = {name: shingles(entry["articleBody"]) for name, entry in gold.items()}
+    print(f"{len(pages)} pages, {sum(map(len, pages.values())) / 1e6:.1f} million characters")
+    print(f"{'':24} precision  recall      F1  pages/s")
+    found = {f"Quintet, {method}": ours(pages, method) for method in ("trafilatura", "resiliparse", "visible")}
+    if arguments.peer_python:
+        found["datatrove"] = theirs(pages, arguments.peer_python)
+    for name, (texts, seconds) in found.items():
+        precision, recall = judge(texts, wanted)
+        both = harmonic_mean([precision, recall])
+        print(f"{name:24} {precision:9.3f} {recall:7.3f} {both:7.3f} {len(pages) / seconds:8.0f}")
+
+
+def read(path: Path) -> str:
+    return gzip.decompress(path.read_bytes()).decode("utf-8")
+
+
+def shingles(text: str) -> collections.Counter:
+    """Runs of four words; of a shorter text, itself."""
+    words = re.findall(r"\w+", text)
+    return collections.Counter(tuple(words[start : start + 4]) for start in range(max(1, len(words) - 3)))
+
+
+def judge(texts: dict[str, str], wanted: dict[str, collections.Counter]) -> tuple[float, float]:
+    """Mean precision and recall."""
+    precision, recall = [], []
+    for name, runs in wanted.items():
+        own = shingles(texts[name])
+        both = (own & runs).total()
+        precision.append(both / own.total())
+        recall.append(both / runs.total())
+    return mean(precision), mean(recall)
+
+
+def ours(pages: dict[str, str], method: str) -> tuple[dict[str, str], float]:
+    """Texts, and seconds without those of starting."""
+    step = Extract(method=method)
+    start = 0.0
+    if method != "visible":
+        began = seconds()
+        step.text("")
+        extract._child(step)._end()
+        start = seconds() - began
+    began = seconds()
+    texts = {name: step.text(page)[0] for name, page in pages.items()}
+    if method != "visible":
+        extract._child(step)._end()
+    return texts, seconds() - began - start
+
+
+def seconds() -> float:
+    """Of the processor, of this process and of children that have ended."""
+    both = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def theirs(pages: dict[str, str], python: str) -> tuple[dict[str, str], float]:
+    """Of datatrove's extractor, in its own process but without its sandbox."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "pages.json", Path(folder) / "found.json"
+        given.write_text(json.dumps(pages))
+        subprocess.run([python, "-c", PEER, given, found], check=True)
+        answer = json.loads(found.read_text())
+    return answer["texts"], answer["seconds"]
+
+
+if __name__ == "__main__":
+    main()

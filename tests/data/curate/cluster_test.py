@@ -1,0 +1,92 @@
+"""Curation on a Ray cluster of two nodes on this machine: the bytes of processes, also when a node dies."""
+
+import dataclasses
+import os
+import threading
+import time
+from typing import ClassVar
+
+import pytest
+
+from core.errors import UserError
+from data.config import DataConfig
+from data.curate.engine import curate
+from data.curate.step import TextRule
+from lab import ROOT, make_corpus
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+SOURCES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Slowly(TextRule):
+    """So that there is time to kill a node."""
+
+    version: ClassVar[int] = 1
+    seconds: float = 0.1
+    odd: bool = False
+
+    def reason(self, text):
+        time.sleep(self.seconds)
+        if text.startswith("stop"):
+            raise UserError("this text is refused")
+        return "odd" if self.odd and len(text) % 2 else None
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "data" / "curate")]))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    yield cluster, second
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def config(folder, **changed):
+    """Several sources, so that there are as many partitions."""
+    for number in range(SOURCES):
+        if not (folder / f"s{number}").exists():
+            make_corpus(folder / f"s{number}", seed=number)
+    sources = {f"s{number}": str(folder / f"s{number}") for number in range(SOURCES)}
+    recipe = ({"step": "cluster_test:Slowly", "odd": True}, {"step": "exact_duplicates"})
+    return DataConfig(sources=sources, recipe=recipe, shards=2, workers=2, **changed)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_a_node_that_dies_changes_no_byte(nodes, tmp_path):
+    cluster, second = nodes
+    curate(config(tmp_path / "text"), tmp_path / "here")
+    parts, killed = tmp_path / "there" / "curated" / "parts", []
+
+    def kill():
+        while not list(parts.glob("*.json")):
+            time.sleep(0.05)
+        cluster.remove_node(second, allow_graceful=False)
+        killed.append(len(list(parts.glob("*.json"))))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    curate(config(tmp_path / "text", cluster=cluster.address), tmp_path / "there")
+    killer.join()
+    assert killed[0] < SOURCES  # while it ran
+    assert contents(tmp_path / "there" / "curated") == contents(tmp_path / "here" / "curated")
+
+
+def test_what_a_task_refuses_is_one_line(nodes, tmp_path):
+    own = config(tmp_path / "text", cluster=nodes[0].address)
+    (tmp_path / "text" / "s3" / "005.txt").write_text("stop")
+    with pytest.raises(UserError, match=r"^this text is refused$"):
+        curate(own, tmp_path / "there")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        curate(config(tmp_path / "text", cluster="127.0.0.1:1"), tmp_path / "there")
