@@ -47,6 +47,7 @@ class Dropped:
     reason: str
     size: int  # bytes of UTF-8, or of the file where it could not be decoded
     step: str = ""  # of the recipe; empty where the source could not read it
+    detail: str = ""
 
 
 def id_hash(identifier: str, salt: str) -> int:

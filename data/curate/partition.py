@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.files import write_json
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe
+from data.curate.step import Outcome
 from data.document import SCHEMA, Document, DocumentWriter, Dropped, id_hash
 
 BATCH_ROWS, BATCH_CHARS = 256, 8 << 20  # a batch ends at the first of both
@@ -56,7 +57,7 @@ def through(steps: dict[str, Any], batch: pa.RecordBatch) -> tuple[pa.RecordBatc
     for name, step in steps.items():
         if not batch.num_rows:
             break
-        changed, reasons = step(batch)
+        changed, reasons, details = Outcome(*step(batch))
         if not changed.num_rows == len(reasons) == batch.num_rows:
             raise UserError(
                 f"step {name} gave {changed.num_rows} documents and {len(reasons)} reasons of {batch.num_rows}"
@@ -64,10 +65,11 @@ def through(steps: dict[str, Any], batch: pa.RecordBatch) -> tuple[pa.RecordBatc
         if not changed.column("text").equals(batch.column("text")):
             _require_no_conversation(name, batch, changed, reasons)
         if any(reasons):
-            rows = zip(reasons, *(batch.column(column).to_pylist() for column in ("id", "source", "text")))
+            columns = (batch.column(column).to_pylist() for column in ("id", "source", "text"))
+            rows = zip(reasons, details or [None] * len(reasons), *columns)
             dropped += [
-                Dropped(identifier, source, reason, len(text.encode()), name)
-                for reason, identifier, source, text in rows
+                Dropped(identifier, source, reason, len(text.encode()), name, detail or "")
+                for reason, detail, identifier, source, text in rows
                 if reason
             ]
             changed = changed.filter(pa.array([not reason for reason in reasons]))

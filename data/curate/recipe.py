@@ -7,6 +7,7 @@ from typing import Any
 from core.config import parse
 from core.errors import UserError, suggest
 from data.curate.extract import Extract
+from data.curate.decontaminate import Decontaminate
 from data.curate.language import Language
 from data.curate.pii import PersonalData
 from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
@@ -26,6 +27,7 @@ STEPS = {
     "gopher_quality": GopherQuality,
     "c4_quality": C4Quality,
     "fineweb_quality": FineWebQuality,
+    "decontaminate": Decontaminate,
     "personal_data": PersonalData,
     "exact_duplicates": ExactDuplicates,
 }

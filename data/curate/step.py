@@ -15,6 +15,7 @@ class Outcome(NamedTuple):
 
     batch: pa.RecordBatch  # as many rows; columns beyond those of a document end up in its `meta`
     reasons: list[str | None]
+    details: list[str | None] | None = None  # of the reasons; written for each document, not counted
 
 
 class Step(Protocol):

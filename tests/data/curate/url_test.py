@@ -126,6 +126,9 @@ def test_a_corpus_is_stale_when_the_lists_change(lists, tmp_path):
     (lists / "banned_words.txt").write_text("poker\n")
     with pytest.raises(UserError, match="banned_words"):
         engine.curate(given, work)
+    with pytest.raises(UserError, match=r"stale: url_filter: banned_words\.txt has changed"):
+        engine.require_curated(given, work)
+    (lists / "banned_words.txt").unlink()
     engine.require_curated(given, work)  # to train, the lists need not be at hand
 
 

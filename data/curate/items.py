@@ -1,0 +1,157 @@
+"""Items of benchmarks from files, to look for in documents: JSON, JSON lines, CSV, Parquet, text."""
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from core.errors import UserError
+
+PACKED = ("", ".gz", ".zst")
+MAX_BYTES = 1 << 30  # of a file of JSON or text, unpacked
+MAX_LINE_BYTES = 64 << 20
+ROWS = 64  # of a Parquet file in memory
+
+# What a file that is not what its name says makes its reader raise.
+DAMAGE = (
+    OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error, zstandard.ZstdError, pa.ArrowException,
+)  # fmt: skip
+
+
+class ItemFile(NamedTuple):
+    """A file of items, by the name that a report gives it."""
+
+    name: str
+    path: Path
+
+
+def item_files(paths: tuple[str, ...]) -> list[ItemFile]:
+    """The files, and those of the folders, in name order: a name is the file's, without endings.
+
+    Where several are alike, their folders' names stand before them.
+    """
+    found: list[Path] = []
+    for root in (Path(path).expanduser() for path in paths):
+        below = sorted(filter(_may_hold_items, root.rglob("*"))) if root.is_dir() else [root]
+        readable = [path for path in below if _reader(path) and path.is_file()]
+        if not readable:
+            raise UserError(f"decontaminate: {root} holds no items ({', '.join(READERS)}, plain, .gz or .zst)")
+        found += [path for path in readable if path not in found]
+    stems = [_stem(path) for path in found]
+    unique = [stem if stems.count(stem) == 1 else f"{path.parent.name}_{stem}" for stem, path in zip(stems, found)]
+    return [ItemFile(name, path) for name, path in zip(unique, found)]
+
+
+def read_items(path: Path, fields: tuple[str, ...]) -> Iterator[list[str]]:
+    """The strings of each item, at any depth; with `fields` only those below a key of such a name."""
+    try:
+        for record in _reader(path)(path):
+            yield list(_strings(record, fields, wanted=not fields))
+    except DAMAGE as error:
+        raise UserError(f"decontaminate: {path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _may_hold_items(path: Path) -> bool:
+    """Not what lies beside them: every paragraph of a licence would be one."""
+    return not path.name.lower().startswith((".", "license", "licence", "readme"))
+
+
+def _stem(path: Path) -> str:
+    name = path.name.lower()
+    endings = (f"{ending}{packed}" for ending in READERS for packed in PACKED)
+    return path.name[: -len(next(ending for ending in endings if name.endswith(ending)))]
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Any]] | None:
+    """By the ending of the name."""
+    name = path.name.lower()
+    return next((read for end, read in READERS.items() if name.endswith(tuple(end + p for p in PACKED))), None)
+
+
+def _strings(value: Any, fields: tuple[str, ...], wanted: bool) -> Iterator[str]:
+    if isinstance(value, str) and wanted:
+        yield value
+    elif isinstance(value, dict):
+        for key, below in value.items():
+            yield from _strings(below, fields, wanted or key in fields)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _strings(below, fields, wanted)
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as raw:
+        name = path.name.lower()
+        if name.endswith(".gz"):
+            yield gzip.GzipFile(fileobj=raw)
+        elif name.endswith(".zst"):
+            unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+            yield io.BufferedReader(unpack.stream_reader(raw, read_across_frames=True), 1 << 20)
+        else:
+            yield raw
+
+
+def _whole(path: Path) -> str:
+    with _unpacked(path) as file:
+        payload = file.read(MAX_BYTES + 1)
+    if len(payload) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes; as .jsonl or .parquet it is read a record at a time")
+    return payload.decode("utf-8-sig")
+
+
+def _json(path: Path) -> Iterator[Any]:
+    """A list is one of items; of an object each value is an item or a list of them."""
+    value = json.loads(_whole(path))
+    for one in value.values() if isinstance(value, dict) else [value]:
+        yield from one if isinstance(one, list) else [one]
+
+
+def _jsonl(path: Path) -> Iterator[Any]:
+    with _unpacked(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"a line of more than {MAX_LINE_BYTES:,} bytes")
+            if line.strip():
+                yield json.loads(line)
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    """Rows by the names of the first, which is an item too: some benchmarks come without names."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with _unpacked(path) as file:
+        rows = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        names = next(rows, [])
+        yield names
+        for row in rows:
+            yield [{name: value} for name, value in itertools.zip_longest(names, row, fillvalue="")]
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    with path.open("rb") as raw:
+        for batch in pq.ParquetFile(raw).iter_batches(batch_size=ROWS, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def _text(path: Path) -> Iterator[Any]:
+    """A paragraph is an item."""
+    lines: list[str] = []
+    for line in [*_whole(path).splitlines(), ""]:
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "\n".join(lines)
+            lines = []
+
+
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _text}
