@@ -6,8 +6,8 @@ from typing import Any
 
 from core.config import parse
 from core.errors import UserError, suggest
-from data.curate.extract import Extract
 from data.curate.decontaminate import Decontaminate
+from data.curate.extract import Extract
 from data.curate.language import Language
 from data.curate.pii import PersonalData
 from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
