@@ -14,8 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import heapq
-import importlib.metadata
-import importlib.util
 import itertools
 import json
 import resource
@@ -43,10 +41,11 @@ from data.curate.partition import curate_partition, order
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe, recipe_spec
 from data.document import Document, DocumentWriter, Dropped, id_hash, read_documents
+from data.packages import versions
 from data.sources import folder, python_chat, python_installation
 from data.workers import process_map
 
-VERSION = 1
+VERSION = 2
 FOLDER = "curated"
 BUILT_IN = {"": python_installation, "python:chat": python_chat}  # what the data room brings, by its path
 
@@ -129,9 +128,7 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
 def _made_with(steps: dict[str, Any]) -> dict[str, Any]:
     """What decides beside a recipe's settings: the files that its steps read, and the packages that they rest on."""
     files = {key: found for name, step in steps.items() for key, found in _files(name, step).items()}
-    packages = sorted({name for step in steps.values() for name in getattr(step, "packages", ())})
-    versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return ({"files": files} if files else {}) | ({"packages": versions} if versions else {})
+    return ({"files": files} if files else {}) | versions(steps.values())
 
 
 def _files(name: str, step: Any) -> dict[str, str]:

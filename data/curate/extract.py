@@ -12,13 +12,13 @@ import pyarrow as pa
 from core.config import require
 from core.errors import UserError
 from data.child import Child, ChildDied
-from data.curate.packages import package
 from data.curate.step import Outcome, replace, texts
+from data.packages import package
 from data.sources.html import visible_text
+from data.sources.page import HTML
 
 EXTRACTOR = Path(__file__).with_name("extractor.py")
 START_SECONDS = 120.0  # of a child: its imports take one, on a busy machine many
-HTML = "text/html"
 BLAMED = ("extract_memory", "extract_crash")  # on the pages before, too
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from core.config import require
-from data.curate.packages import folder_of, package
 from data.curate.step import Outcome, replace, texts
+from data.packages import folder_of, package
 
 Scores = dict[str, float]
 

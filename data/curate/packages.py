@@ -1,7 +1,9 @@
-"""Packages of the extra `[web]`, imported when a step that needs them is called."""
+"""Packages of the extra `[web]`, imported when a step or a source that needs them is called."""
 
 import importlib
+import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,5 +26,12 @@ def folder_of(name: str) -> Path:
     return Path(found.origin).parent
 
 
+def versions(users: Iterable[Any]) -> dict[str, dict[str, str]]:
+    """Versions of the `packages` that steps or sources name, of those installed; nothing where there are none."""
+    names = sorted({name for user in users for name in getattr(user, "packages", ())})
+    found = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    return {"packages": found} if found else {}
+
+
 def _missing(name: str) -> UserError:
-    return UserError(f"this recipe needs the package {name}; install it with `pip install -e .[web]`")
+    return UserError(f"this input or recipe needs the package {name}; install it with `pip install -e .[web]`")

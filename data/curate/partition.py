@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from core.errors import UserError
 from core.files import write_json
+from data.curate.extract import Extract
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe
 from data.curate.step import Outcome
@@ -24,6 +25,8 @@ def curate_partition(items: Iterable[Document | Dropped], recipe: tuple[dict[str
     The .json is written last: it is the mark of done.
     """
     steps = {name: step for name, step in build_recipe(recipe).items() if not isinstance(step, ExactDuplicates)}
+    if not any(isinstance(step, Extract) for step in steps.values()):
+        steps = {"extract": Extract(method="visible"), **steps}  # the other steps are for texts, not for pages
     dropped: list[dict[str, Any]] = []
     runs: dict[str, int] = {}
     kept: list[Document] = []

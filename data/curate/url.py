@@ -26,8 +26,8 @@ from core.config import require
 from core.errors import UserError
 from core.files import atomic_write, hash_file
 from core.progress import say
-from data.curate.packages import package
 from data.curate.step import Outcome
+from data.packages import package
 
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
 WORDS = ("banned_words", "soft_banned_words", "banned_subwords")

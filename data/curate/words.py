@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.errors import UserError
-from data.curate.packages import package
+from data.packages import package
 
 LONGEST = 200  # characters of a piece that is split: spaCy's time is quadratic in them; what is longer is a word
 REMEMBERED = 200_000  # pieces, about 130 MB; then all are forgotten, which changes nothing but the speed

@@ -1,28 +1,36 @@
-"""Any folder of .txt, .md, .html, .jsonl(.gz, .zst) and .parquet files, each file by its ending."""
+"""Any folder of text, HTML, JSON lines, Parquet files and web archives, each file read by its ending."""
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from core.errors import UserError
 from core.files import MANIFEST
 from core.progress import say
 from data.document import Document, Dropped
-from data.sources import html, jsonl, parquet, text
+from data.packages import versions
+from data.sources import html, jsonl, parquet, text, warc
 
-Reader = Callable[[Path, str], Iterator[Document | Dropped]]
-
-READERS: dict[str, Reader] = {
-    ".txt": text.read,
-    ".md": text.read,
-    ".html": html.read,
-    ".htm": html.read,
-    ".jsonl": jsonl.read,
-    ".jsonl.gz": jsonl.read,
-    ".jsonl.zst": jsonl.read,
-    ".parquet": parquet.read,
+# A reader has `read(path, name)` and, where they decide what is read, the names of `packages`.
+READERS: dict[str, ModuleType] = {
+    ".txt": text,
+    ".md": text,
+    ".html": html,
+    ".htm": html,
+    ".jsonl": jsonl,
+    ".jsonl.gz": jsonl,
+    ".jsonl.zst": jsonl,
+    ".parquet": parquet,
+    ".warc": warc,
+    ".warc.gz": warc,
+    ".warc.zst": warc,
+    ".wet": warc,
+    ".wet.gz": warc,
+    ".arc": warc,
+    ".arc.gz": warc,
 }
 FILES_PER_PARTITION = 256  # of small files; a partition also ends after this many bytes
 BYTES_PER_PARTITION = 64 << 20
@@ -105,12 +113,13 @@ def partitions(root: Path) -> list[list[str]]:
 
 
 def inputs(root: Path) -> dict:
-    """What the documents depend on: name, size and time of change of every file."""
+    """What the documents depend on: name, size and time of change of every file, and packages of their readers."""
     found, outside = _find(root)
     if outside:
         say(f"data.path={root}: {len(outside)} links lead out of this folder and are not read")
     stats = ((path, path.stat()) for path in found)
-    return {"files": [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
+    files = [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return {"files": files, **versions(READERS[ending(path)] for path in found)}
 
 
 def read(root: Path, partition: list[str]) -> Iterator[Document | Dropped]:
@@ -118,7 +127,7 @@ def read(root: Path, partition: list[str]) -> Iterator[Document | Dropped]:
     for name in partition:
         path = root / to_path(name) if root.is_dir() else root
         try:
-            yield from READERS[ending(path)](path, name)
+            yield from READERS[ending(path)].read(path, name)
         except OSError as error:
             raise UserError(f"{to_name(path)} cannot be read ({error.strerror or error})") from error
 

@@ -1,4 +1,4 @@
-"""HTML files as their visible text. The extraction of main content belongs to the web recipe."""
+"""HTML files, and the visible text of a page. The extraction of main content belongs to the web recipe."""
 
 import collections
 import html
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.document import Document, Dropped
+from data.sources import page
 
-MAX_FILE_BYTES = 16 << 20
+packages = page.packages
 HIDDEN = {"script", "style", "noscript", "template", "svg", "head"}
 IN_HEAD = HIDDEN | {"base", "basefont", "bgsound", "html", "link", "meta", "noframes", "title"}
 BLOCKS = {
@@ -33,16 +34,16 @@ RAW_END = {tag: re.compile(rf"</{tag}(?=[\s/>])|\Z", re.IGNORECASE) for tag in (
 HUGE_REFERENCE = re.compile(r"&#[0-9]{20,}+;?")
 
 
-def visible_text(page: str) -> str:
+def visible_text(markup: str) -> str:
     """Lines with single spaces, empty ones removed."""
-    lines = (" ".join(line.split()) for line in "".join(_visible_parts(page)).split("\n"))
+    lines = (" ".join(line.split()) for line in "".join(_visible_parts(markup)).split("\n"))
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def _visible_parts(page: str) -> Iterator[str]:
+def _visible_parts(markup: str) -> Iterator[str]:
     """The text outside hidden elements, and a line break for every border of a block."""
     hidden, place = Hidden(), 0
-    while token := TOKEN.match(page, place):
+    while token := TOKEN.match(markup, place):
         place = token.end()
         if token["text"]:
             hidden.end_head_at_text(token["text"])
@@ -57,7 +58,7 @@ def _visible_parts(page: str) -> Iterator[str]:
             if token["closed"]:
                 hidden.close(tag)
             elif tag in RAW_END and not token["end"]:
-                place = RAW_END[tag].search(page, place).start()
+                place = RAW_END[tag].search(markup, place).start()
         else:
             continue
         if not hidden.stack:
@@ -97,14 +98,10 @@ class Hidden:
 
 
 def read(path: Path, name: str) -> Iterator[Document | Dropped]:
-    """The document of one page."""
+    """The page itself; extraction or, in a recipe without it, `visible_text` makes text of it."""
     size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        yield Dropped(name, "html", "file_too_large", size)
+    if size > page.MAX_PAGE_BYTES:
+        yield Dropped(name, "html", "page_too_large", size)
         return
-    try:
-        page = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        yield Dropped(name, "html", "undecodable", size)
-        return
-    yield Document(id=name, text=visible_text(page), source="html", url=name)
+    meta = {page.MEDIA_TYPE: page.HTML}
+    yield page.to_document(path.read_bytes(), id=name, source="html", url=name, meta=meta)

@@ -1,17 +1,14 @@
 """JSON lines, plain or compressed: an object with a `text` or `messages` a line, read in bounded memory."""
 
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-
-import zstandard
 
 from core.errors import UserError
 from data.conversations import from_record
 from data.document import Document, Dropped
+from data.sources.compressed import Damaged, Whole
 
 MAX_LINE_BYTES = 64 << 20
 FIELDS = ("url", "language", "license")
@@ -73,17 +70,11 @@ def _is_text(value: object) -> bool:
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines of the decompressed stream; one over the limit comes back cut, its rest is skipped."""
     with path.open("rb") as raw:
-        if path.name.lower().endswith(".gz"):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif path.name.lower().endswith(".zst"):
-            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-            stream = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True), 1 << 20)
-        else:
-            stream = raw
+        stream = io.BufferedReader(Whole(raw, path.name), 1 << 20)
         try:
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 yield line
                 while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE_BYTES + 1)
-        except (zlib.error, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except Damaged as error:
             raise UserError(f"{path} is damaged ({error}); mend or remove it") from error
