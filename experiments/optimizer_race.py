@@ -5,14 +5,14 @@
 
 It mirrors the optimisation track of modded-nanogpt (a fixed model, steps to a loss, all but the optimiser held;
 `experiments/optimizer_track_124m.py` is that track) at a size that two CPU cores finish. AdamW has the larger
-budget for tuning, nine runs, the others five. NorMuon, here with cautious decay as in the speedrun, and those that
+budget for tuning, eleven runs, the others five. NorMuon, here with cautious decay as in the speedrun, and those that
 differ in how they hold attention logits take Muon's rate.
 
-Expected time: a minute for the first command; for the second, 109 runs of about a minute on two CPU cores.
+Expected time: half a minute for the first command; for the second, 91 runs of about a minute on two CPU cores.
 Expected result: Muon ends below AdamW in 0.85 of its steps.
-Measured 2026-11-22 (jax 0.10.2, two cores of an AMD EPYC), 115 minutes: bits per byte after 200 steps, five seeds:
-Muon 2.037 (2.093 in 0.85 of the steps, p = 0.0001), NorMuon 2.027, MuonClip as Muon, Shampoo 2.113, SOAP 2.172, AdamW
-2.191. The table and its limits are in docs/optimizers.md.
+Measured 2026-11-22 (jax 0.10.2, two cores of an AMD EPYC), 90 minutes: bits per byte after 120 steps, five seeds:
+Muon 2.215 (below AdamW in 0.85 of the steps, p = 0.0003), NorMuon 2.204, MuonClip as Muon, Shampoo 2.301, AdamW 2.342,
+SOAP 2.371. The table and its limits are in docs/optimizers.md.
 """
 
 from ml_collections import ConfigDict
