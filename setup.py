@@ -48,6 +48,7 @@ WEB = [
     "lxml_html_clean>=0.4",  # which trafilatura's justext needs beside lxml 6
     "resiliparse>=2.0",  # also the charset of pages that do not say it
     "brotli>=1.2",  # pages in web archives
+    "mwparserfromhell>=0.7",  # the markup of Wikipedia
 ]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", *CHAT]
 
@@ -73,8 +74,9 @@ EXTRAS = {
         *NOTEBOOK,
         *SERVE,
         *WEB,
-        "fastwarc>=2.0",  # two readers of web archives to compare ours with
+        "fastwarc>=2.0",  # readers of web archives and of dumps of wikis, to compare ours with
         "warcio>=1.8",
+        "mwxml>=0.3.8",
         "openai>=2",  # the client that talks to what is served
         "safetensors>=0.8",  # reads what we write, and the other way around
         # The TPU compiler, to compile for chips that are not here; wheels exist for Linux only.

@@ -133,7 +133,8 @@ class Whole(io.RawIOBase):
     """The decompressed bytes of a file of which nothing may be missing."""
 
     def __init__(self, file: BinaryIO, name: str):
-        self.source, self.piece = pieces(file, name), b""
+        self.source = pieces(file, name)
+        self.piece, self.at = b"", 0
 
     def readable(self) -> bool:
         """As `io` asks."""
@@ -141,13 +142,14 @@ class Whole(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         """The next bytes; none at the end."""
-        while not self.piece and (piece := next(self.source, None)) is not None:
+        while self.at == len(self.piece) and (piece := next(self.source, None)) is not None:
             if isinstance(piece, Gap):
                 raise Damaged(piece.reason)
-            self.piece = piece
-        size = min(len(buffer), len(self.piece))
-        buffer[:size], self.piece = self.piece[:size], self.piece[size:]
-        return size
+            self.piece, self.at = piece, 0
+        part = self.piece[self.at : self.at + len(buffer)]
+        buffer[: len(part)] = part
+        self.at += len(part)
+        return len(part)
 
 
 class Bytes:

@@ -1,4 +1,4 @@
-"""Any folder of text, HTML, JSON lines, Parquet files and web archives, each file read by its ending."""
+"""Any folder of text, HTML, JSON lines, Parquet files, web archives and wikis, each file read by its ending."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from core.files import MANIFEST
 from core.progress import say
 from data.document import Document, Dropped
 from data.packages import versions
-from data.sources import html, jsonl, parquet, text, warc
+from data.sources import html, jsonl, parquet, text, warc, wiki
 
 # A reader has `read(path, name)` and, where they decide what is read, the names of `packages`.
 READERS: dict[str, ModuleType] = {
@@ -31,6 +31,9 @@ READERS: dict[str, ModuleType] = {
     ".wet.gz": warc,
     ".arc": warc,
     ".arc.gz": warc,
+    ".xml": wiki,
+    ".xml.gz": wiki,
+    ".xml.bz2": wiki,
 }
 FILES_PER_PARTITION = 256  # of small files; a partition also ends after this many bytes
 BYTES_PER_PARTITION = 64 << 20

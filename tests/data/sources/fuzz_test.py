@@ -1,5 +1,6 @@
 """Readers of files from strangers, fed with what is nearly right: documents, drops and one-line errors come out."""
 
+import bz2
 import gzip
 import json
 import signal
@@ -18,6 +19,7 @@ from data.sources import folder
 
 brotli = pytest.importorskip("brotli")
 pytest.importorskip("resiliparse")
+pytest.importorskip("mwparserfromhell")
 SECONDS = 60  # a file of a few KB takes a thousandth of that; a hang takes longer
 
 BODY = "<html><meta charset=windows-1251><p>Широкая электрификация<p>words &amp; more".encode("windows-1251") * 3
@@ -31,6 +33,12 @@ CODED = [
     record("conversion", b"a text\nof two lines", WARC_Record_ID="<urn:uuid:7>", Content_Type="text/plain"),
 ]
 LINES = b"".join(json.dumps({"text": f"line {number}", "id": str(number)}).encode() + b"\n" for number in range(20))
+PAGES = "".join(
+    f"<page><title>T{number}</title><ns>0</ns><id>{number}</id><revision><text>'''a''' [[b|c]] {{d}} [[File:e|f]]\n"
+    "== g ==\n{|\n| h\n|}\n* i &lt;ref>j&lt;/ref></text></revision></page>\n"
+    for number in range(5)
+)
+DUMP = f"<mediawiki xml:lang='en'><siteinfo><dbname>w</dbname></siteinfo>{PAGES}</mediawiki>".encode()
 FILES = {
     "a.warc": b"".join(crawl(3)),
     "b.warc": b"".join(CODED),
@@ -44,6 +52,9 @@ FILES = {
     "j.jsonl": LINES,
     "k.jsonl.gz": gzip.compress(LINES, mtime=0),
     "l.jsonl.zst": zstandard.compress(LINES),
+    "m.xml": DUMP,
+    "n.xml.gz": gzip.compress(DUMP, mtime=0),
+    "o.xml.bz2": bz2.compress(DUMP),
 }
 
 
