@@ -1,10 +1,13 @@
-"""Self-contained HTML pages for all reports: no script, no network, light and dark, on a phone and on paper.
+"""Self-contained HTML pages for all reports: no network, light and dark, on a phone and on paper.
 
 All text is escaped unless it is `Html`, which only this module's functions and trusted makers of SVG return.
-A content security policy in the page forbids what a mistake might let in.
+A content security policy in the page forbids what a mistake might let in: nothing is fetched, and no script runs but
+the page's own, known by its hash.
 """
 
+import base64
 import contextlib
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,6 +53,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: _picture(ord(match[0])), text)
 
 
+def short(name: str, most: int) -> str:
+    """A name of at most so many characters, the middle left out."""
+    name = printable(name).replace("\n", " ")
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) + 1 :]}"
+
+
 def _picture(code: int) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
@@ -84,11 +93,12 @@ def anchor(title: str) -> str:
 class Page:
     """A page built from top to bottom: `section` begins a section, all other methods add to the current one.
 
-    Text may be a str, which is escaped, `Html`, or several of both.
+    Text may be a str, which is escaped, `Html`, or several of both. A page has no script unless it is given one, and
+    must say everything without it.
     """
 
-    def __init__(self, title: str, *lead: Any, footer: str = ""):
-        self.title, self.lead, self.footer = title, lead, footer
+    def __init__(self, title: str, *lead: Any, footer: str = "", style: str = "", script: str = ""):
+        self.title, self.lead, self.footer, self.style, self.script = title, lead, footer, style, script
         self.sections: list[str] = []
         self.parts: list[Html] = []
 
@@ -137,6 +147,10 @@ class Page:
         drawn = (_figure(svg, caption, None) for svg, caption in figures)
         self.parts.append(tag("div", *drawn, class_="grid"))
 
+    def put(self, *parts: Any) -> None:
+        """What needs nothing around it, such as a table with bars."""
+        self.parts += map(escape, parts)
+
     def pre(self, *parts: Any) -> None:
         """Preformatted text: whitespace stays, long lines wrap."""
         # HTML drops a newline that follows <pre>, so one is given away.
@@ -162,15 +176,16 @@ class Page:
         head = [
             Html('<meta charset="utf-8">'),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{_policy(self.script)}">'),
             Html('<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'),
             tag("title", self.title),
-            Html(f"<style>{_STYLE}</style>"),
+            Html(f"<style>{_STYLE}{self.style}</style>"),
         ]
         lead = [tag("p", *self.lead, class_="lead")] if self.lead else []
         header = tag("header", tag("h1", self.title), *lead)
         footer = [tag("footer", self.footer)] if self.footer else []
-        body = [header, *([contents] if self.sections else []), tag("main", *self.parts), *footer]
+        script = [Html(f"<script>{self.script}</script>")] if self.script else []
+        body = [header, *([contents] if self.sections else []), tag("main", *self.parts), *footer, *script]
         pieces = "\n".join([*head, "</head><body>", *body])
         return f'<!doctype html>\n<html lang="en"><head>{pieces}\n</body></html>\n'
 
@@ -210,6 +225,12 @@ def _right(number: bool) -> dict[str, str]:
 def _figure(svg: Html, caption: Any, narrow: Html | None) -> Html:
     drawn = [svg] if narrow is None else [tag("div", svg, class_="wide"), tag("div", narrow, class_="narrow")]
     return tag("figure", *drawn, *([tag("figcaption", caption)] if caption else []))
+
+
+def _policy(script: str) -> str:
+    """What a browser allows the page: its own styles, and its own script by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _POLICY + (f"; script-src 'sha256-{digest}'" if script else "")
 
 
 def _variables(index: int) -> str:

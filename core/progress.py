@@ -35,6 +35,14 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def quantity(number: float, unit: str = "B") -> str:
+    """10,400,000 bytes as 10.4 MB; with the unit FLOP as 10.4 MFLOP."""
+    for power, prefix in zip(range(21, 0, -3), "ZEPTGMk"):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {prefix}{unit}"
+    return f"{number:.3g} {unit}" if number else "0"
+
+
 class Progress:
     """A bar over `total` units of work, from `start` on; the rate counts only what this process did.
 
@@ -47,15 +55,29 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.began = time.monotonic()
         self.shown = self.began if not self.terminal else 0.0
-        self.width = 0
+        self.width, self.note = 0, ""
 
-    def update(self, done: int, note: str = "") -> None:
-        """Shows `done` of the total, with a note such as the loss, when it is time to."""
-        self.done = done
+    def update(self, done: int, note: str | None = None) -> None:
+        """Shows `done` of the total, with a note such as the loss or else the last one, when it is time to."""
+        self.done, self.note = done, self.note if note is None else note
         now = time.monotonic()
         if now - self.shown >= (REWRITE_SECONDS if self.terminal else LINE_SECONDS):
             self.shown = now
-            self._write(self._line(now, note))
+            self._write(self._line(now, self.note))
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items and counts them."""
+        try:
+            for index, item in enumerate(items, self.start):
+                yield item
+                self.update(index + 1)
+        except BaseException:
+            self.interrupt()
+            raise
+
+    def rate(self, number: float) -> float:
+        """So much in a second since the beginning."""
+        return number / max(time.monotonic() - self.began, 1e-3)
 
     def finish(self, note: str = "") -> None:
         """The last line, which stays."""
@@ -92,13 +114,7 @@ class Progress:
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Yields the items under a progress bar that counts them."""
     bar = Progress(label, total)
-    try:
-        for index, item in enumerate(items):
-            yield item
-            bar.update(index + 1)
-    except BaseException:
-        bar.interrupt()
-        raise
+    yield from bar.over(items)
     bar.finish(f"{bar.done:,}")
 
 

@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from core.files import atomic_write
-from core.page import COLOURS, Html, Page, escape, printable
+from core.page import COLOURS, Html, Page, escape, short
 from core.progress import count
 
 WIDE, SMALL, NARROW = 984, 420, 360  # pixels: the page's column, half of it, a phone
@@ -224,12 +224,6 @@ def _few(bars: list, formatter: Callable[[float, Any], str], most: int = 12) -> 
 def plain(value: float, _: Any = None) -> str:
     """A number on an axis: 0.001, 12,000, 1.5M."""
     return count(value) if abs(value) >= 1e6 else f"{value:,.10g}"
-
-
-def short(name: str, most: int) -> str:
-    """A name of at most so many characters, the middle left out."""
-    name = printable(name).replace("\n", " ")
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2) + 1 :]}"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from core.progress import count
+from core.progress import count, quantity
 from evals import draw
 
 Rows = Sequence[Mapping[str, Any]]
@@ -168,14 +168,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
         sums = np.concatenate([[0.0], np.cumsum(values)])
         values = (sums[end] - sums[begin]) / (end - begin)
     return values
-
-
-def quantity(number: float, unit: str = "B") -> str:
-    """10,400,000 bytes as 10.4 MB; with the unit FLOP as 10.4 MFLOP."""
-    for power, prefix in zip(range(21, 0, -3), "ZEPTGMk"):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {prefix}{unit}"
-    return f"{number:.3g} {unit}" if number else "0"
 
 
 def _training_loss(axes: Axes, rows: Rows, last: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from core.files import fingerprint, read_json
 from core.page import Page, code
-from evals.figures import column, quantity
+from core.progress import quantity
+from evals.figures import column
 from evals.found import Found
 
 PLAN = Path("plan") / "plan.json"

@@ -20,10 +20,10 @@ from core.config import parse
 from core.errors import UserError
 from core.files import MANIFEST, Stage, atomic_write, fingerprint, first_difference, hash_file
 from core.page import Page, code, link, strong, tag
-from core.progress import count, say
+from core.progress import count, quantity, say
 from data.config import BatchConfig
 from evals import draw, figures, figures_logits
-from evals.figures import column, quantity
+from evals.figures import column
 from evals.found import VERBS, Found, read
 from evals.planned import PLAN, Predict, planned_and_measured
 from evals.schedule import schedule_section
@@ -337,6 +337,9 @@ def _data(page: Page, found: Found) -> None:
         page.table(["reason", "documents", "bytes", "for example", "from"], rows)
     listed = "All are listed in " if rows else "None; they would be listed in "
     page.text(listed, code("curated/dropped.jsonl"), ".")
+    if (found.workdir / "curated" / "report.html").exists():
+        own = tag("a", "The report of the curation", href="../curated/report.html")
+        page.text(own, " has the same by step, and documents of every reason to look at.")
 
 
 def _drops(path: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:

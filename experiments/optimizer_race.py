@@ -11,8 +11,8 @@ differ in how they hold attention logits take Muon's rate.
 Expected time: half a minute for the first command; for the second, 91 runs of about a minute on two CPU cores.
 Expected result: Muon ends below AdamW in 0.85 of its steps.
 Measured 2026-11-22 (jax 0.10.2, two cores of an AMD EPYC), 90 minutes: bits per byte after 120 steps, five seeds:
-Muon 2.215 (below AdamW in 0.85 of the steps, p = 0.0003), NorMuon 2.204, MuonClip as Muon, Shampoo 2.301, AdamW 2.342,
-SOAP 2.371. The table and its limits are in docs/optimizers.md.
+Muon 2.215 (below AdamW in 0.85 of the steps, p = 0.0003), NorMuon 2.204, MuonClip as Muon, Shampoo 2.301, AdamW
+2.342, SOAP 2.371. The table and its limits are in docs/optimizers.md.
 """
 
 from ml_collections import ConfigDict

@@ -2,26 +2,23 @@
 
     workdir/curated/train-00000.parquet ...   documents in hash order of their id
     workdir/curated/heldout-00000.parquet     documents never trained on
+    workdir/curated/signatures/               by which near-duplicates are found; where the recipe has minhash
     workdir/curated/dropped.jsonl             id, source, reason, size and step of every dropped document
+    workdir/curated/report.html               what came of it, to look at; report.json and samples.json are its data
 
 A partition's result is written to `parts/` as soon as it is done, so that an interrupted run continues. Documents of
 `data.added` go through the same recipe into folders of their own, `workdir/added-1/curated/` and so on, so that what
 was curated before stays as it is.
 """
 
-import collections
 import contextlib
 import dataclasses
-import hashlib
-import heapq
 import itertools
-import json
 import resource
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from core.errors import UserError
 from core.files import (
@@ -33,14 +30,15 @@ from core.files import (
     read_stage,
     require_spec,
 )
-from core.progress import say, track
+from core.progress import Progress, count, say
 from data.cluster import cluster_map
 from data.config import DataConfig
-from data.conversations import is_conversation
-from data.curate.partition import curate_partition, order
-from data.curate.plain import ExactDuplicates
-from data.curate.recipe import build_recipe, recipe_spec
-from data.document import Document, DocumentWriter, Dropped, id_hash, read_documents
+from data.curate.merge import Merge, find_near_duplicates, write_splits
+from data.curate.minhash import MinHash
+from data.curate.partition import SIGNATURES, curate_partition, signatures_of
+from data.curate.recipe import build_recipe, find, recipe_spec
+from data.curate.report import write_report
+from data.curate.tally import Tally
 from data.packages import versions
 from data.sources import folder, python_chat, python_installation
 from data.workers import process_map
@@ -108,19 +106,27 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     for step in steps.values():
         if hasattr(step, "prepare"):
             step.prepare()
-    runs = _run_partitions(generation, inputs, stage.folder / "parts")
+    parts = stage.folder / "parts"
+    marks = _run_partitions(generation, inputs, parts)
+    runs = [parts / name for mark in marks for name in read_json(mark)["runs"]]
+    signatures, near = [], None
+    if step := find(steps, MinHash):
+        signatures = list(map(signatures_of, marks))
+        earlier = sorted(path for shard in known for path in (shard.parent / SIGNATURES).glob("*.minhash"))
+        near = find_near_duplicates(config, step, signatures, list(dict.fromkeys(earlier)), parts)
     dropped = stage.folder / "dropped.jsonl"
     with atomic_write(dropped, "w") as file:
         tally = Tally(file)
-        for mark in sorted((stage.folder / "parts").glob("*.json")):
+        for mark in marks:
             tally.add_part(read_json(mark))
-        shards = _write_splits(runs, known, generation, stage.folder, tally)
+        shards = write_splits(Merge(config, runs, known, near, generation.number > 0), stage.folder, tally)
     summary = {**tally.summary(), "hashes": {path.name: hash_file(path) for path in shards}}
-    stage.finish([*shards, dropped], summary)
-    shutil.rmtree(stage.folder / "parts")
+    report = write_report(stage.folder, tally, config)
+    stage.finish([*shards, dropped, *report, *signatures], summary)
+    shutil.rmtree(parts)
     say(
         f"curate: {summary['train']['documents']:,} documents to train on, {summary['heldout']['documents']:,} "
-        f"held out, {sum(summary['dropped'].values()):,} dropped"
+        f"held out, {sum(summary['dropped'].values()):,} dropped; see {report[0]}"
     )
     return summary
 
@@ -180,45 +186,6 @@ def _require_same_files(folder: Path, name: str, step: Any, made_with: dict[str,
         say(f"curate: {', '.join(gone)} of {folder} is gone and not compared")
 
 
-class Tally:
-    """Counts for the report: what came in, what was dropped for which reason, what stayed."""
-
-    def __init__(self, dropped: IO[str]):
-        """Every drop is written to `dropped`, a line of JSON each."""
-        self.file = dropped
-        self.sources: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-        self.splits = {"train": collections.Counter(), "heldout": collections.Counter()}
-        self.dropped: collections.Counter = collections.Counter()
-        self.conversations = 0
-
-    def add_part(self, part: dict[str, Any]) -> None:
-        """Adds what one partition dropped."""
-        for entry in part["dropped"]:
-            self.drop(Dropped(**entry))
-
-    def drop(self, entry: Dropped) -> None:
-        """Counts a dropped document."""
-        self.file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
-        self.dropped[entry.reason] += 1
-        self.sources[entry.source][f"dropped:{entry.reason}"] += 1
-
-    def keep(self, document: Document, split: str) -> None:
-        """Counts a document that stays."""
-        size = len(document.text.encode())
-        self.splits[split].update(documents=1, bytes=size)
-        self.conversations += is_conversation(document)
-        self.sources[document.source].update({f"{split}_documents": 1, f"{split}_bytes": size})
-
-    def summary(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            **{name: {"documents": c["documents"], "bytes": c["bytes"]} for name, c in self.splits.items()},
-            "sources": {name: dict(counter) for name, counter in sorted(self.sources.items())},
-            "dropped": dict(self.dropped.most_common()),
-            **({"conversations": self.conversations} if self.conversations else {}),
-        }
-
-
 def _inputs(config: DataConfig) -> list[Input]:
     return [
         Input(name, BUILT_IN.get(path, folder), Path() if path in BUILT_IN else Path(path).expanduser())
@@ -234,32 +201,49 @@ def _allow_many_open_files() -> None:
 
 
 def _run_partitions(generation: Generation, inputs: list[Input], where: Path) -> list[Path]:
-    """Applies the per-document steps to every partition not done yet; returns all sorted runs of documents."""
+    """Applies the per-document steps to every partition not done yet; returns the marks of all."""
     config, prefix = generation.config, f"added-{generation.number}/" if generation.number else ""
     partitions = [(given, partition) for given in inputs for partition in given.module.partitions(given.root)]
     marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
+    near = find(build_recipe(config.recipe), MinHash) is not None
     todo = [
         (_kind_of(given.module), given.root, partition, given.name, prefix, config.recipe, mark)
         for (given, partition), mark in zip(partitions, marks)
-        if not _part_is_done(mark)
+        if not _part_is_done(mark, near)
     ]
+    _show_progress(todo, config)
+    return marks
+
+
+def _show_progress(todo: list[tuple], config: DataConfig) -> None:
+    """Runs the partitions under a bar that counts them, with documents as they are done."""
+    bar = Progress("curate", len(todo))
+    documents = 0
+
+    def watch(number: int) -> None:
+        nonlocal documents
+        documents = number
+        bar.update(bar.done, f"{documents:,} documents, {count(bar.rate(documents))}/s")
+
     if config.cluster:
         done = cluster_map(_run_partition, todo, config.cluster)
     else:
-        done = process_map(_run_partition, todo, config.workers)
-    for _ in track(done, "curate", len(todo)):
+        done = process_map(_run_partition, todo, config.workers, watch)
+    for _ in bar.over(done):
         pass
-    return [where / name for mark in marks for name in read_json(mark)["runs"]]
+    bar.finish(f"{documents:,} documents")
 
 
 def _kind_of(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def _part_is_done(mark: Path) -> bool:
-    if not mark.exists():
+def _part_is_done(mark: Path, near: bool) -> bool:
+    if near and not signatures_of(mark).exists():
         return False
-    runs = ((mark.with_name(name), size) for name, size in read_json(mark)["runs"].items())
+    if not mark.exists() or "tally" not in (part := read_json(mark)):  # an older version had none
+        return False
+    runs = ((mark.with_name(name), size) for name, size in part["runs"].items())
     return all(path.exists() and path.stat().st_size == size for path, size in runs)
 
 
@@ -271,82 +255,3 @@ def _run_partition(task: tuple) -> None:
     if name:
         items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)
     curate_partition(items, recipe, mark)
-
-
-def _dropped(document: Document, reason: str, step: str) -> Dropped:
-    return Dropped(document.id, document.source, reason, len(document.text.encode()), step)
-
-
-def _kept(
-    runs: list[Path], known: list[Path], config: DataConfig, drop: Callable[[Dropped], None]
-) -> Iterator[Document]:
-    """All documents in hash order of their id, a row group of each run in memory.
-
-    Drops repeated ids and, where the recipe says so, repeated texts (16 bytes of memory a document), also of those
-    in the `known` shards.
-    """
-    deduplicate = any(isinstance(step, ExactDuplicates) for step in build_recipe(config.recipe).values())
-    before = itertools.chain.from_iterable(map(read_documents, known if deduplicate else ()))
-    texts = {_digest(document) for document in before}
-    last_id = None
-    for document in heapq.merge(*map(read_documents, runs), key=order):
-        digest = _digest(document)
-        if document.id == last_id:
-            drop(_dropped(document, "duplicate_id", "ids"))
-        elif deduplicate and digest in texts:
-            drop(_dropped(document, "exact_duplicate", "exact_duplicates"))
-        else:
-            texts.add(digest)
-            last_id = document.id
-            yield document
-
-
-def _digest(document: Document) -> bytes:
-    return hashlib.blake2b(document.text.encode(), digest_size=16).digest()
-
-
-def _write_splits(
-    runs: list[Path], known: list[Path], generation: Generation, where: Path, tally: Tally
-) -> list[Path]:
-    """Held out by hash of id, the rest into shards by ranges of the order hash. Returns the paths."""
-    config = generation.config
-    heldout = where / "heldout-00000.parquet"
-    shards = [where / f"train-{index:05d}.parquet" for index in range(config.shards)]
-    bound = _heldout_bound(runs, generation)
-    with contextlib.ExitStack() as stack:
-        writers = {path: stack.enter_context(DocumentWriter(path)) for path in [heldout, *shards]}
-        for document in _kept(runs, known, config, tally.drop):
-            if id_hash(document.id, "heldout") < bound:
-                split, path = "heldout", heldout
-            else:
-                split, path = "train", shards[id_hash(document.id, "order") * config.shards >> 64]
-            writers[path].add(document)
-            tally.keep(document, split)
-        needed = ("train",) if generation.number else ("train", "heldout")
-        if not all(tally.splits[split]["documents"] for split in needed):
-            raise UserError(_nothing_left(config, tally))
-    return [heldout, *shards]
-
-
-def _heldout_bound(runs: list[Path], generation: Generation) -> int:
-    """Documents whose hash lies below are held out: the fraction asked, and of the first generation never none."""
-    bound = round(generation.config.heldout_fraction * 2**64)
-    if generation.number:
-        return bound
-    least = 2**64
-    for document in _kept(runs, [], generation.config, lambda _: None):
-        least = min(least, id_hash(document.id, "heldout"))
-        if least < bound:  # almost always among the first few
-            return bound
-    return least + 1
-
-
-def _nothing_left(config: DataConfig, tally: Tally) -> str:
-    place = ", ".join(config.sources.values()) or config.path or "the Python installation"
-    summary = tally.summary()
-    reasons = ", ".join(f"{reason} {count}" for reason, count in summary["dropped"].items())
-    return (
-        f"{place} leaves {summary['train']['documents']} documents to train on and "
-        f"{summary['heldout']['documents']} held out (dropped: {reasons or 'none'}); both need one: give more "
-        "text, or change data.recipe or data.heldout_fraction"
-    )

@@ -1,5 +1,6 @@
 """One partition of the input: its documents through the steps, in batches, into sorted runs of bounded memory."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,53 +11,87 @@ import pyarrow as pa
 from core.errors import UserError
 from core.files import write_json
 from data.curate.extract import Extract
+from data.curate.minhash import MinHash
 from data.curate.plain import ExactDuplicates
-from data.curate.recipe import build_recipe
+from data.curate.recipe import build_recipe, find
+from data.curate.signatures import SignatureWriter
 from data.curate.step import Outcome
+from data.curate.tally import PartTally
 from data.document import SCHEMA, Document, DocumentWriter, Dropped, id_hash
+from data.workers import advance
 
 BATCH_ROWS, BATCH_CHARS = 256, 8 << 20  # a batch ends at the first of both
+SIGNATURES = "signatures"
 RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
 def curate_partition(items: Iterable[Document | Dropped], recipe: tuple[dict[str, Any], ...], mark: Path) -> None:
-    """Writes the documents that stay as runs sorted by hash of id, and what was dropped.
+    """Writes the documents that stay as runs sorted by hash of id, what was dropped, and counts for the report.
 
-    The .json is written last: it is the mark of done.
+    Where the recipe looks for near-duplicates, signatures of what stays too. The .json is written last: it is the
+    mark of done.
     """
     steps = {name: step for name, step in build_recipe(recipe).items() if not isinstance(step, ExactDuplicates)}
-    if not any(isinstance(step, Extract) for step in steps.values()):
-        steps = {"extract": Extract(method="visible"), **steps}  # the other steps are for texts, not for pages
+    pages = None if find(steps, Extract) else Extract(method="visible")  # the other steps are for texts
+    tally = PartTally(steps)
     dropped: list[dict[str, Any]] = []
-    runs: dict[str, int] = {}
-    kept: list[Document] = []
-    room = RUN_CHARS
+    runs = _Runs(mark)
+    with contextlib.ExitStack() as stack:
+        signatures = None
+        if near := find(steps, MinHash):
+            signatures = stack.enter_context(SignatureWriter(signatures_of(mark), near))
+        for documents in _batches(items, dropped):
+            batch = to_batch(documents)
+            batch, lost = through(steps, pages(batch).batch if pages else batch, tally)
+            dropped += map(vars, lost)
+            advance(len(documents))
+            if signatures and batch.num_rows:
+                batch = signatures.take(batch)
+            runs.add(from_batch(batch))
+        runs.write()
+    write_json(mark, {"dropped": dropped, "runs": runs.sizes, "tally": tally.plain()})
 
-    def write_run() -> None:
-        path = mark.with_name(f"{mark.stem}-{len(runs):03d}.parquet")
+
+class _Runs:
+    """Sorted runs of documents, each of bounded size."""
+
+    def __init__(self, mark: Path):
+        self.mark, self.kept, self.room = mark, [], RUN_CHARS
+        self.sizes: dict[str, int] = {}  # of the files, by name
+
+    def add(self, documents: Iterable[Document]) -> None:
+        """Holds the documents, and writes a run when there are enough."""
+        for document in documents:
+            self.kept.append(document)
+            self.room -= len(document.text)
+        if self.room < 0:
+            self.write()
+
+    def write(self) -> None:
+        """A run of what is held, if there is something."""
+        if not self.kept:
+            return
+        path = self.mark.with_name(f"{self.mark.stem}-{len(self.sizes):03d}.parquet")
         with DocumentWriter(path) as writer:
-            for document in sorted(kept, key=order):
+            for document in sorted(self.kept, key=order):
                 writer.add(document)
-        runs[path.name] = path.stat().st_size
-        kept.clear()
-
-    for documents in _batches(items, dropped):
-        batch, lost = through(steps, to_batch(documents))
-        dropped += map(vars, lost)
-        for document in from_batch(batch):
-            kept.append(document)
-            room -= len(document.text)
-        if room < 0:
-            write_run()
-            room = RUN_CHARS
-    if kept:
-        write_run()
-    write_json(mark, {"dropped": dropped, "runs": runs})
+        self.sizes[path.name] = path.stat().st_size
+        self.kept.clear()
+        self.room = RUN_CHARS
 
 
-def through(steps: dict[str, Any], batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Dropped]]:
-    """A batch through the steps: what stays, and what was dropped by which."""
+def signatures_of(mark: Path) -> Path:
+    """Where the signatures of a partition lie. They stay when parts go: later generations are compared with them."""
+    return mark.parent.parent / SIGNATURES / f"{mark.stem}.minhash"
+
+
+def through(
+    steps: dict[str, Any], batch: pa.RecordBatch, tally: PartTally | None = None
+) -> tuple[pa.RecordBatch, list[Dropped]]:
+    """A batch through the steps: what stays, and what was dropped by which; `tally` is shown every step."""
     dropped = []
+    if tally is not None:
+        tally.read(batch)
     for name, step in steps.items():
         if not batch.num_rows:
             break
@@ -67,6 +102,8 @@ def through(steps: dict[str, Any], batch: pa.RecordBatch) -> tuple[pa.RecordBatc
             )
         if not changed.column("text").equals(batch.column("text")):
             _require_no_conversation(name, batch, changed, reasons)
+        if tally is not None:
+            tally.step(name, batch, changed, reasons)
         if any(reasons):
             columns = (batch.column(column).to_pylist() for column in ("id", "source", "text"))
             rows = zip(reasons, details or [None] * len(reasons), *columns)

@@ -2,18 +2,21 @@
 
 import dataclasses
 import importlib
-from typing import Any
+from typing import Any, TypeVar
 
 from core.config import parse
 from core.errors import UserError, suggest
 from data.curate.decontaminate import Decontaminate
 from data.curate.extract import Extract
 from data.curate.language import Language
+from data.curate.minhash import MinHash
 from data.curate.pii import PersonalData
 from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
 from data.curate.quality import C4Quality, FineWebQuality, GopherQuality
 from data.curate.repetition import GopherRepetition
 from data.curate.url import UrlFilter
+
+T = TypeVar("T")
 
 STEPS = {
     "length": Length,
@@ -27,6 +30,7 @@ STEPS = {
     "gopher_quality": GopherQuality,
     "c4_quality": C4Quality,
     "fineweb_quality": FineWebQuality,
+    "minhash": MinHash,
     "decontaminate": Decontaminate,
     "personal_data": PersonalData,
     "exact_duplicates": ExactDuplicates,
@@ -51,7 +55,14 @@ def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     corpus_wide = [isinstance(step, ExactDuplicates) for step in steps.values()]
     if any(corpus_wide[:-1]):
         raise UserError("config data.recipe: exact_duplicates looks at all documents and must come last, once")
+    if sum(isinstance(step, MinHash) for step in steps.values()) > 1:
+        raise UserError("config data.recipe: minhash is there twice")
     return steps
+
+
+def find(steps: dict[str, Any], kind: type[T]) -> T | None:
+    """The first step of this kind."""
+    return next((step for step in steps.values() if isinstance(step, kind)), None)
 
 
 def recipe_spec(recipe: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:

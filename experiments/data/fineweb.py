@@ -4,10 +4,10 @@
     pip install --no-deps datatrove==0.10.1
     python launch.py --config=experiments/data/fineweb.py --workdir=runs/fineweb --config.data.path=crawl/
 
-`data.path` is a file or folder: WARC, WET or ARC files, HTML, JSON lines or Parquet with `text` and, for the filter of
-addresses, `url`. The second package brings the lists of addresses and is not imported; without it, leave `url_filter`
-out. Benchmarks are kept out by one more line: {"step": "decontaminate", "items": ("benchmarks/",)}. On a cluster of
-Ray: --config.data.cluster=auto.
+`data.path` is a file or folder: WARC, WET or ARC files, HTML, JSON lines or Parquet with `text` and, for the filter
+of addresses, `url`. The second package brings the lists of addresses and is not imported; without it, leave
+`url_filter` out. Benchmarks are kept out by one more line: {"step": "decontaminate", "items": ("benchmarks/",)}. On a
+cluster of Ray: --config.data.cluster=auto.
 
 EXPECTED
 """

@@ -1,5 +1,7 @@
 """Pages: no text becomes markup, nothing is fetched, every link arrives, every colour can be read."""
 
+import base64
+import hashlib
 import html.parser
 import re
 
@@ -65,6 +67,18 @@ def test_nothing_is_fetched():
     assert not EXTERNAL.search(text)
     assert "default-src 'none'" in text
     assert "script" not in Reader(text).tags
+
+
+def test_a_pages_own_script_is_allowed_by_its_hash():
+    script = "document.title = '<b>';"
+    page = Page("title", style=".own { color: red; }", script=script)
+    page.put("<i>", tag("div", "as it is"))
+    text = page.render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+    assert f"<script>{script}</script>" in text
+    assert "&lt;i&gt;<div>as it is</div>" in text
+    assert ".own { color: red; }" in text
 
 
 def test_links_arrive():

@@ -284,20 +284,19 @@ def test_smoothing_keeps_levels_and_the_first_value():
     assert smoothed[20:].std() < noise.std() / 2
 
 
+def test_the_report_of_the_curation_is_found_beside(text, tmp_path):
+    assert "../curated/report.html" not in text
+    folder = make_workdir(tmp_path / "run")
+    (folder / "curated" / "report.html").write_text("")
+    assert '<a href="../curated/report.html">' in page(folder)
+
+
 def test_many_sources_are_added_up():
     counts = {f"s{i}": {"train_bytes": 1000 * (i + 1), "train_documents": 1} for i in range(40)}
     drawing = draw.svg(figures.sources(counts), "many", "sources")
     assert "29 others</text>" in drawing
     assert "435 kB</text>" in drawing  # 1 + 2 + ... + 29
     assert "s40" not in drawing
-
-
-@pytest.mark.parametrize(
-    ("number", "unit", "text"),
-    [(0, "B", "0"), (999, "B", "999 B"), (10_400_000, "B", "10.4 MB"), (1.27e14, "FLOP", "127 TFLOP")],
-)
-def test_quantities(number, unit, text):
-    assert figures.quantity(number, unit) == text
 
 
 SETTINGS = {"remat": "full", "dtype": "bfloat16", "microbatches": 2, "offload_optimizer": False}

@@ -149,7 +149,7 @@ def test_a_damaged_part_is_made_again(tmp_path, monkeypatch):
     root = make_corpus(tmp_path / "in")
     whole = engine.curate(config(root), tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(engine, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             engine.curate(config(root), tmp_path / "b")
     (part,) = (tmp_path / "b" / "curated" / "parts").glob("*.parquet")
