@@ -15,8 +15,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from core.config import require
+from data.curate import shuffle
 from data.curate.step import Outcome, texts
 from data.curate.words import PUNCTUATION, RARE, REMEMBERED, tokenizer
 
@@ -127,16 +129,13 @@ def fineweb_runs(group: list[str], language: str, n: int) -> tuple[np.ndarray, n
     encoded = [b"".join(map(split.__getitem__, text.split())) for text in group]
     joined = b"".join(encoded)
     spaces = np.flatnonzero(np.frombuffer(joined, np.uint8) == ord(" "))  # one after each word
-    words = np.diff(np.searchsorted(spaces, np.cumsum([0, *map(len, encoded)])))
-    begins, counts = _run_places(words, n)
-    starts = np.concatenate([[0], spaces + 1])[begins]
-    ends = spaces[begins + n - 1]
-    hashes = np.empty(len(begins), np.uint64)
-    for low in range(0, len(begins), BLOCK):
-        places = zip(starts[low : low + BLOCK].tolist(), ends[low : low + BLOCK].tolist())
-        digests = b"".join([hashlib.sha1(joined[a:b], usedforsecurity=False).digest() for a, b in places])
-        hashes[low : low + BLOCK] = np.frombuffer(digests, "<u4").reshape(-1, 5)[:, :2].copy().view("<u8")[:, 0]
-    return hashes, counts
+    begins, counts = _run_places(np.diff(np.searchsorted(spaces, np.cumsum([0, *map(len, encoded)]))), n)
+    ends = np.append(0, spaces - np.arange(len(spaces)))  # of the words without the spaces
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(joined.replace(b" ", b""))]
+    words = pa.BinaryArray.from_buffers(pa.binary(), len(spaces), buffers)
+    size = max(len(words) - n + 1, 0)
+    runs = pc.binary_join_element_wise(*(words.slice(k, size) for k in range(n)), b" ")
+    return shuffle.sha1(runs)[begins], counts
 
 
 def fast_runs(group: list[str], language: str, n: int) -> tuple[np.ndarray, np.ndarray]:

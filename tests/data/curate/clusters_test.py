@@ -1,5 +1,6 @@
 import collections
 import gzip
+import hashlib
 import itertools
 import os
 import pydoc_data.topics
@@ -115,10 +116,10 @@ def test_daft_brings_together_what_shares_a_key(tmp_path):
 
 
 def test_daft_is_told_of_the_cluster_and_to_say_nothing(monkeypatch):
-    daft, asked = shuffle._daft("native", None), []
+    daft, asked = shuffle._runner("native", None), []
     assert os.environ["DAFT_ANALYTICS_ENABLED"] == "0"
     monkeypatch.setattr(daft, "set_runner_ray", asked.append)
-    assert shuffle._daft.__wrapped__("ray", "ray://head:10001") is daft
+    assert shuffle._runner.__wrapped__("ray", "ray://head:10001") is daft
     assert asked == ["ray://head:10001"]
 
     def missing(_):
@@ -126,7 +127,20 @@ def test_daft_is_told_of_the_cluster_and_to_say_nothing(monkeypatch):
 
     monkeypatch.setattr(daft, "set_runner_ray", missing)
     with pytest.raises(UserError, match=r"pip install 'daft\[ray\]'"):
-        shuffle._daft.__wrapped__("ray", None)
+        shuffle._runner.__wrapped__("ray", None)
+
+
+@settings(deadline=None, max_examples=100)
+@given(values=st.lists(st.binary(max_size=150), max_size=40))
+def test_hashes_are_the_first_half_of_sha1(values):
+    want = [int.from_bytes(hashlib.sha1(value).digest()[:8], "little") for value in values]
+    assert shuffle.sha1(pa.array(values, pa.binary())).tolist() == want
+
+
+def test_a_daft_that_hashes_otherwise_is_refused(monkeypatch):
+    monkeypatch.setattr(shuffle, "_hashed", lambda values, expression: np.zeros(1, np.uint64))  # noqa: ARG005
+    with pytest.raises(UserError, match="does not give the hashes of FineWeb's signatures"):
+        shuffle._sha1.__wrapped__()
 
 
 @settings(deadline=None, max_examples=200)
