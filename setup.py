@@ -58,6 +58,7 @@ EXTRAS = {
     "chat": CHAT,  # chat templates
     "serve": SERVE,  # the HTTP endpoint
     "web": WEB,  # the recipes for web pages
+    "remote": ["fsspec>=2025.3", "s3fs>=2025.3", "gcsfs>=2025.3"],  # inputs in S3 and Google Storage
     "cluster": ["ray>=2.50"],  # curation on many machines
     "tfds": ["tensorflow-datasets>=4.9.9"],
     "tpu": ["jax[tpu]>=0.10.2"],
@@ -75,6 +76,7 @@ EXTRAS = {
         *NOTEBOOK,
         *SERVE,
         *WEB,
+        "fsspec>=2025.3",
         "fastwarc>=2.0",  # readers of web archives and of dumps of wikis, to compare ours with
         "warcio>=1.8",
         "mwxml>=0.3.8",

@@ -13,7 +13,8 @@ from core.config import require
 class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
-    # A folder or file; empty is the Python installation itself, python:chat are conversations about it.
+    # A folder or file, here or behind https://, s3:// or gs://, or a list of paths that ends in .paths; empty is the
+    # Python installation itself, python:chat are conversations about it.
     path: str = ""
     sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
     # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.

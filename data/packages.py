@@ -1,4 +1,4 @@
-"""Packages of the extra `[web]`, imported when a step or a source that needs them is called."""
+"""Packages of extras, `[web]` above all, imported when a step or a source that needs them is called."""
 
 import importlib
 import importlib.metadata
@@ -10,12 +10,12 @@ from typing import Any
 from core.errors import UserError
 
 
-def package(name: str) -> Any:
+def package(name: str, extra: str = "web") -> Any:
     """The module, or one line that says how to get it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise _missing(str(error.name)) from None
+        raise _missing(str(error.name), extra) from None
 
 
 def folder_of(name: str) -> Path:
@@ -33,5 +33,5 @@ def versions(users: Iterable[Any]) -> dict[str, dict[str, str]]:
     return {"packages": found} if found else {}
 
 
-def _missing(name: str) -> UserError:
-    return UserError(f"this input or recipe needs the package {name}; install it with `pip install -e .[web]`")
+def _missing(name: str, extra: str = "web") -> UserError:
+    return UserError(f"this input or recipe needs the package {name}; install it with `pip install -e .[{extra}]`")

@@ -40,7 +40,7 @@ from data.curate.recipe import build_recipe, find, recipe_spec
 from data.curate.report import write_report
 from data.curate.tally import Tally
 from data.packages import versions
-from data.sources import folder, python_chat, python_installation
+from data.sources import folder, python_chat, python_installation, remote
 from data.workers import process_map
 
 VERSION = 2
@@ -53,7 +53,7 @@ class Input(NamedTuple):
 
     name: str  # of the source; empty leaves it to the kind of input
     module: ModuleType
-    root: Path
+    root: Path | str  # an address, or a list of such, is no path
 
 
 class Generation(NamedTuple):
@@ -187,10 +187,15 @@ def _require_same_files(folder: Path, name: str, step: Any, made_with: dict[str,
 
 
 def _inputs(config: DataConfig) -> list[Input]:
-    return [
-        Input(name, BUILT_IN.get(path, folder), Path() if path in BUILT_IN else Path(path).expanduser())
-        for name, path in (config.sources or {"": config.path}).items()
-    ]
+    return [_input(name, path) for name, path in (config.sources or {"": config.path}).items()]
+
+
+def _input(name: str, path: str) -> Input:
+    if path in BUILT_IN:
+        return Input(name, BUILT_IN[path], Path())
+    if remote.is_remote(path):
+        return Input(name, remote, path)
+    return Input(name, folder, Path(path).expanduser())
 
 
 def _allow_many_open_files() -> None:
@@ -250,7 +255,7 @@ def _part_is_done(mark: Path, near: bool) -> bool:
 def _run_partition(task: tuple) -> None:
     """One partition, in a worker."""
     kind, root, partition, name, prefix, recipe, mark = task
-    source = {_kind_of(module): module for module in (folder, *BUILT_IN.values())}[kind]
+    source = {_kind_of(module): module for module in (folder, remote, *BUILT_IN.values())}[kind]
     items = source.read(root, partition)
     if name:
         items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -103,14 +103,18 @@ def _only_links(root: Path, outside: list[Path]) -> str:
 
 def partitions(root: Path) -> list[list[str]]:
     """Groups of files, by name (see `to_name`) relative to the folder, that workers read on their own."""
+    return grouped((_name(root, path), path.stat().st_size) for path in files(root))
+
+
+def grouped(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
+    """Names of files in groups of bounded number and size, in order."""
     groups: list[list[str]] = []
     room = 0
-    for path in files(root):
-        size = path.stat().st_size
+    for name, size in sizes:
         if not groups or size > room or len(groups[-1]) >= FILES_PER_PARTITION:
             groups.append([])
             room = BYTES_PER_PARTITION
-        groups[-1].append(_name(root, path))
+        groups[-1].append(name)
         room -= size
     return groups
 
