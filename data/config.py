@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from core.config import require
+from core.errors import suggest
+
+COLUMNS = ("text", "id", "url", "language", "license", "date")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class DataConfig:
     sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
     # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.
     added: tuple[dict[str, str], ...] = ()
+    # What Parquet files and JSON lines call `text`, `id`, `url`, `language`, `license`, `date`: {"text": "content"}.
+    columns: dict[str, str] = field(default_factory=dict)
     recipe: tuple[dict[str, Any], ...] = ()
     heldout_fraction: float = 0.05  # of documents, by a hash of their id
     shards: int = 4  # of the training documents
@@ -30,6 +35,8 @@ class DataConfig:
         require(all(self.added), "added: an entry names no source")
         for name in itertools.chain(self.sources, *self.added):
             require(re.fullmatch(r"[\w-]+", name) is not None, f"source {name!r} must be letters, digits, _ and -")
+        for name in self.columns:
+            require(name in COLUMNS, f"columns: {name!r} is no part of a document{suggest(name, COLUMNS)}")
         require(
             0 < self.heldout_fraction < 1,
             f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1",

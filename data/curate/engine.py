@@ -54,6 +54,7 @@ class Input(NamedTuple):
     name: str  # of the source; empty leaves it to the kind of input
     module: ModuleType
     root: Path | str  # an address, or a list of such, is no path
+    options: dict[str, Any]  # for what reads it
 
 
 class Generation(NamedTuple):
@@ -151,6 +152,8 @@ def config_spec(config: DataConfig) -> dict[str, Any]:
     decides = {"path": config.path, "heldout_fraction": config.heldout_fraction, "shards": config.shards}
     if config.sources:
         decides["sources"] = config.sources
+    if config.columns:
+        decides["columns"] = config.columns
     return {"version": VERSION, "data": {**decides, "recipe": recipe_spec(config.recipe)}}
 
 
@@ -187,15 +190,16 @@ def _require_same_files(folder: Path, name: str, step: Any, made_with: dict[str,
 
 
 def _inputs(config: DataConfig) -> list[Input]:
-    return [_input(name, path) for name, path in (config.sources or {"": config.path}).items()]
+    return [_input(name, path, config) for name, path in (config.sources or {"": config.path}).items()]
 
 
-def _input(name: str, path: str) -> Input:
+def _input(name: str, path: str, config: DataConfig) -> Input:
     if path in BUILT_IN:
-        return Input(name, BUILT_IN[path], Path())
+        return Input(name, BUILT_IN[path], Path(), {})
+    options = {"columns": config.columns}
     if remote.is_remote(path):
-        return Input(name, remote, path)
-    return Input(name, folder, Path(path).expanduser())
+        return Input(name, remote, path, options)
+    return Input(name, folder, Path(path).expanduser(), options)
 
 
 def _allow_many_open_files() -> None:
@@ -212,7 +216,7 @@ def _run_partitions(generation: Generation, inputs: list[Input], where: Path) ->
     marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
     near = find(build_recipe(config.recipe), MinHash) is not None
     todo = [
-        (_kind_of(given.module), given.root, partition, given.name, prefix, config.recipe, mark)
+        (_kind_of(given.module), given.root, partition, given.options, given.name, prefix, config.recipe, mark)
         for (given, partition), mark in zip(partitions, marks)
         if not _part_is_done(mark, near)
     ]
@@ -254,9 +258,9 @@ def _part_is_done(mark: Path, near: bool) -> bool:
 
 def _run_partition(task: tuple) -> None:
     """One partition, in a worker."""
-    kind, root, partition, name, prefix, recipe, mark = task
+    kind, root, partition, options, name, prefix, recipe, mark = task
     source = {_kind_of(module): module for module in (folder, remote, *BUILT_IN.values())}[kind]
-    items = source.read(root, partition)
+    items = source.read(root, partition, **options)
     if name:
         items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)
     curate_partition(items, recipe, mark)

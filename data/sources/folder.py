@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -14,7 +14,8 @@ from data.document import Document, Dropped
 from data.packages import versions
 from data.sources import html, jsonl, parquet, text, warc, wiki
 
-# A reader has `read(path, name)` and, where they decide what is read, the names of `packages`.
+# A reader has `read(path, name)` and, where they decide what is read, the names of `packages`. Those of records,
+# TABLES, are also told what the files call their columns.
 READERS: dict[str, ModuleType] = {
     ".txt": text,
     ".md": text,
@@ -35,6 +36,7 @@ READERS: dict[str, ModuleType] = {
     ".xml.gz": wiki,
     ".xml.bz2": wiki,
 }
+TABLES = (jsonl, parquet)
 FILES_PER_PARTITION = 256  # of small files; a partition also ends after this many bytes
 BYTES_PER_PARTITION = 64 << 20
 
@@ -129,14 +131,19 @@ def inputs(root: Path) -> dict:
     return {"files": files, **versions(READERS[ending(path)] for path in found)}
 
 
-def read(root: Path, partition: list[str]) -> Iterator[Document | Dropped]:
-    """The documents of one group of files."""
+def read(root: Path, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
+    """The documents of one group of files; `columns` as in `data.columns`."""
     for name in partition:
-        path = root / to_path(name) if root.is_dir() else root
-        try:
-            yield from READERS[ending(path)].read(path, name)
-        except OSError as error:
-            raise UserError(f"{to_name(path)} cannot be read ({error.strerror or error})") from error
+        yield from read_file(root / to_path(name) if root.is_dir() else root, name, columns)
+
+
+def read_file(path: Path, name: str, columns: Mapping[str, str] | None) -> Iterator[Document | Dropped]:
+    """The documents of one file, by its ending."""
+    reader = READERS[ending(path)]
+    try:
+        yield from reader.read(path, name, columns) if reader in TABLES else reader.read(path, name)
+    except OSError as error:
+        raise UserError(f"{to_name(path)} cannot be read ({error.strerror or error})") from error
 
 
 def to_name(path: Path) -> str:

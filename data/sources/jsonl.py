@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.errors import UserError
@@ -14,8 +14,12 @@ MAX_LINE_BYTES = 64 << 20
 FIELDS = ("url", "language", "license")
 
 
-def read(path: Path, name: str) -> Iterator[Document | Dropped]:
-    """A document a line. `id`, `url`, `language` and `license` are taken where they are strings."""
+def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
+    """A document a line, with what else of it are strings: `id`, `url`, `language`, `license`, `date`.
+
+    `columns` has names that the file gives to `text` and these.
+    """
+    columns = columns or {}
     for number, line in enumerate(_lines(path)):
         place = f"{name}:{number + 1}"
         if len(line) > MAX_LINE_BYTES:
@@ -31,7 +35,9 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
         except (ValueError, RecursionError):
             yield Dropped(place, "jsonl", "not_json", len(line))
             continue
-        if isinstance(record, dict) and "text" not in record and "messages" in record:
+        if isinstance(record, dict) and columns:
+            record = _renamed(record, columns)
+        if isinstance(record, dict) and "text" not in (*record, *columns) and "messages" in record:
             yield _conversation(place, record, len(line))
             continue
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
@@ -40,7 +46,14 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
         if not _is_text(record["text"]):
             yield Dropped(place, "jsonl", "undecodable", len(line))
             continue
-        yield _document(place, record, record["text"])
+        date = record.get("date")
+        yield _document(place, record, record["text"], {"date": date} if _is_text(date) and date else {})
+
+
+def _renamed(record: dict, columns: Mapping[str, str]) -> dict:
+    """The record by our names; what of it has such a name by chance is not meant."""
+    others = {key: value for key, value in record.items() if key not in columns}
+    return others | {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}
 
 
 def _conversation(place: str, record: dict, size: int) -> Document | Dropped:

@@ -1,6 +1,6 @@
 """Parquet files with a column `text` or `messages`, as Hugging Face publishes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,24 @@ from data.conversations import VARIABLES, from_record
 from data.document import Document, Dropped
 
 FIELDS = ("id", "url", "language", "license")
+DATED = (*FIELDS, "date")  # the date of a text goes into `meta`
 ROWS = 64  # in memory at a time; a row may be a book
 READ_BYTES = 1 << 20
 
 
-def read(path: Path, name: str) -> Iterator[Document | Dropped]:
-    """A document a row. `id`, `url`, `language` and `license` are taken where they are columns of strings."""
+def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
+    """A document a row, with what else are columns of strings: `id`, `url`, `language`, `license`, `date`.
+
+    `columns` has names that the file gives to `text` and these.
+    """
+    columns = columns or {}
     with path.open("rb") as raw:  # Arrow itself opens no path that is not UTF-8
         try:
             # Buffered: a page at a time is in memory rather than a row group. Workers are processes: no threads.
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=READ_BYTES)
             names = file.schema_arrow.names
-            talk = "messages" in names and "text" not in names
-            for number, row in enumerate(_records(file) if talk else _rows(file, path)):
+            talk = "messages" in names and "text" not in (*names, *columns)
+            for number, row in enumerate(_records(file) if talk else _rows(file, path, columns)):
                 yield (_conversation if talk else _document)(row, f"{name}:{number + 1}")
         except pa.ArrowException as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); mend or remove it") from error
@@ -50,16 +55,25 @@ def _conversation(row: dict[str, Any] | None, place: str) -> Document | Dropped:
     return Document(**{"id": place, "url": place, "text": found[0], "source": "parquet", "meta": found[1], **given})
 
 
-def _rows(file: pq.ParquetFile, path: Path) -> Iterator[dict[str, bytes | None]]:
+def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, bytes | None]]:
     """Rows with their strings as bytes: a file may hold any bytes as strings, and one bad row is not the file."""
     schema = file.schema_arrow
     strings = [field.name for field in schema if _is_string(field.type)]
-    if "text" not in strings:
-        raise UserError(f"{path} has no column `text` of strings, nor `messages`; it has {', '.join(schema.names)}")
-    columns = ["text", *(key for key in FIELDS if key in strings)]
-    for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
-        values = (column.cast(pa.large_binary()).to_pylist() for column in batch.columns)
-        yield from (dict(zip(batch.schema.names, row)) for row in zip(*values))
+    for ours, theirs in columns.items():
+        if theirs not in strings:
+            raise UserError(
+                f"{path} has no column `{theirs}` of strings, as data.columns names its {ours}; "
+                f"it has {', '.join(schema.names)}"
+            )
+    names = {ours: theirs for ours in ("text", *DATED) if (theirs := columns.get(ours, ours)) in strings}
+    if "text" not in names:
+        raise UserError(
+            f"{path} has no column `text` of strings, nor `messages`; it has {', '.join(schema.names)}; "
+            "data.columns can name another"
+        )
+    for batch in file.iter_batches(batch_size=ROWS, columns=sorted({*names.values()}), use_threads=False):
+        values = [batch.column(theirs).cast(pa.large_binary()).to_pylist() for theirs in names.values()]
+        yield from (dict(zip(names, row)) for row in zip(*values))
 
 
 def _document(row: dict[str, bytes | None], place: str) -> Document | Dropped:
@@ -71,7 +85,8 @@ def _document(row: dict[str, bytes | None], place: str) -> Document | Dropped:
     if text is None:
         return Dropped(place, "parquet", "undecodable", len(payload))
     given = {key: value for key, payload in row.items() if payload and (value := _decode(payload))}
-    return Document(**{"id": place, "url": place, "text": text, "source": "parquet", **given})
+    meta = {"date": given.pop("date")} if "date" in given else {}
+    return Document(**{"id": place, "url": place, "text": text, "source": "parquet", "meta": meta, **given})
 
 
 def _decode(payload: bytes) -> str | None:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def partitions(root: str) -> list[list[str]]:
     return folder.grouped((file.url, file.size or folder.BYTES_PER_PARTITION) for file in _files(root))
 
 
-def read(_: str, partition: list[str]) -> Iterator[Document | Dropped]:
+def read(_: str, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
     """The documents of one group of files; the address of a file stands where its name would."""
     for url in partition:
         with tempfile.TemporaryDirectory(prefix="quintet-") as where:
@@ -57,8 +57,8 @@ def read(_: str, partition: list[str]) -> Iterator[Document | Dropped]:
             path = Path(where, "file" + folder.ending(Path(name)))
             fetch(url, path)
             try:
-                yield from folder.READERS[folder.ending(path)].read(path, name)
-            except (UserError, OSError) as error:
+                yield from folder.read_file(path, name, columns)
+            except UserError as error:
                 raise UserError(str(error).replace(str(path), name)) from error
 
 

@@ -149,6 +149,47 @@ def test_parquet_without_text_is_refused(tmp_path):
         list(parquet.read(tmp_path / "a.parquet", "a"))
 
 
+FINEWEB = {
+    "text": "text", "id": "<urn:uuid:1>", "dump": "CC-MAIN-2013-20", "url": "http://a.org/1", "language": "en",
+    "date": "2013-05-18T05:48:54Z", "file_path": "s3://a/b.warc.gz", "language_score": 0.98, "token_count": 7,
+}  # fmt: skip
+
+
+def write_tables(where, rows):
+    (where / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), where / "b.parquet")
+
+
+def test_what_fineweb_publishes_is_read_with_its_dates(tmp_path):
+    write_tables(tmp_path, [FINEWEB])
+    kept = {"id": "<urn:uuid:1>", "url": "http://a.org/1", "language": "en", "meta": {"date": FINEWEB["date"]}}
+    assert read_all(tmp_path) == [Document(text="text", source=source, **kept) for source in ("jsonl", "parquet")]
+
+
+def test_columns_may_have_other_names(tmp_path):
+    rows = [
+        {"content": "one", "text": "not this", "page": "http://a.org", "url": "nor this", "id": "1"},
+        {"content": None, "text": "nor this", "page": None, "url": None, "id": "2"},
+    ]
+    write_tables(tmp_path, rows)
+    columns = {"text": "content", "url": "page", "date": "page"}
+    for name in ("a.jsonl", "b.parquet"):
+        first, second = folder.read(tmp_path, [name], columns)
+        assert (first.id, first.text, first.url) == ("1", "one", "http://a.org")
+        assert first.meta == {"date": "http://a.org"}
+        assert second.reason == "no_text"
+
+
+def test_a_column_that_is_missing_is_named(tmp_path):
+    write_tables(tmp_path, [{"content": "one", "id": 1}])
+    with pytest.raises(UserError, match=r"no column `text` of strings.*it has content, id; data\.columns can name"):
+        list(folder.read(tmp_path, ["b.parquet"]))
+    for columns, said in (({"text": "body"}, "`body`.*its text"), ({"text": "content", "id": "id"}, "`id`.*its id")):
+        with pytest.raises(UserError, match=rf"b\.parquet has no column {said}; it has content, id"):
+            list(folder.read(tmp_path, ["b.parquet"], columns))
+    assert [item.reason for item in folder.read(tmp_path, ["a.jsonl"], {"text": "body"})] == ["no_text"]
+
+
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         folder.partitions(tmp_path / "nowhere")

@@ -155,3 +155,22 @@ def test_a_damaged_part_is_made_again(tmp_path, monkeypatch):
     (part,) = (tmp_path / "b" / "curated" / "parts").glob("*.parquet")
     part.write_bytes(part.read_bytes()[:100])
     assert engine.curate(config(root), tmp_path / "b")["hashes"] == whole["hashes"]
+
+
+def test_columns_of_a_config_reach_the_files_and_decide(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    lines = [json.dumps({"content": f"the text of document {number}", "id": str(number)}) for number in range(12)]
+    (root / "a.jsonl").write_text("\n".join(lines))
+    named = config(root, columns={"text": "content"})
+    assert engine.curate(named, tmp_path / "w")["dropped"] == {}
+    assert all_documents(tmp_path / "w", "*.parquet")[0].text.startswith("the text of document")
+    with pytest.raises(UserError, match="columns"):
+        engine.require_curated(config(root), tmp_path / "w")
+    with pytest.raises(ValueError, match="columns: .txt. is no part of a document; did you mean text"):
+        config(root, columns={"txt": "content"})
+
+
+def test_built_in_sources_have_no_other_columns():
+    mixed = DataConfig(sources={"a": "", "b": "python:chat"}, columns={"text": "content"})
+    assert [given.options for given in engine._inputs(mixed)] == [{}, {}]
