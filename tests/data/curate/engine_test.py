@@ -167,7 +167,7 @@ def test_columns_of_a_config_reach_the_files_and_decide(tmp_path):
     assert all_documents(tmp_path / "w", "*.parquet")[0].text.startswith("the text of document")
     with pytest.raises(UserError, match="columns"):
         engine.require_curated(config(root), tmp_path / "w")
-    with pytest.raises(ValueError, match="columns: .txt. is no part of a document; did you mean text"):
+    with pytest.raises(ValueError, match=r"columns: .txt. is no part of a document; did you mean text"):
         config(root, columns={"txt": "content"})
 
 
