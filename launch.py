@@ -187,11 +187,14 @@ class Experiment:
             getattr(self, method)()
 
     def require_trainable(self, alone: bool) -> None:
-        """Refuses what could not be trained before anything is made; the devices of others are not known yet."""
+        """Refuses what could not be trained before anything is made.
+
+        The devices of other processes are not known yet; a run that has begun may have ended on other devices.
+        """
         from train.run import require_layout, require_optimizer
 
         require_optimizer(self.training)
-        if alone:
+        if alone and not (self.workdir / "train").exists():
             require_layout(self.training)
 
     def require_upstream(self, verb: str) -> None:

@@ -11,7 +11,7 @@ from data.curate import engine
 from data.curate.partition import through, to_batch
 from data.curate.recipe import build_recipe
 from data.curate.url import ARCHIVE, UrlFilter
-from data.document import Document
+from data.document import Document, read_documents
 
 pytest.importorskip("tldextract")
 
@@ -121,7 +121,7 @@ def test_a_corpus_is_stale_when_the_lists_change(lists, tmp_path):
     assert summary["dropped"] == {"domain": 1}
     told = json.loads((work / "curated" / "dropped.jsonl").read_text())
     assert (told["id"], told["reason"], told["step"]) == ("http://bad.com/", "domain", "url_filter")
-    kept = [document for path in (work / "curated").glob("*.parquet") for document in engine.read_documents(path)]
+    kept = [document for path in (work / "curated").glob("*.parquet") for document in read_documents(path)]
     assert all(document.language and document.meta["language_score"] > 0 for document in kept)
     (lists / "banned_words.txt").write_text("poker\n")
     with pytest.raises(UserError, match="banned_words"):
