@@ -47,6 +47,7 @@ REASONS = {"damaged": DAMAGED, "truncated": TRUNCATED}  # by what befell a gap
 class Form(NamedTuple):
     """What a record looks like."""
 
+    hint: re.Pattern  # that its first line holds
     begins: Callable[[bytes], bool]  # with this line
     read_head: Callable[[Bytes], Headers | None]
 
@@ -74,7 +75,9 @@ def _next(source: Bytes, form: Form, kinds: frozenset[str], most: int) -> Record
     headers = form.read_head(source)
     if headers is None:
         reason = TRUNCATED if source.exhausted else DAMAGED
-        _skip_to_record(source, form, place)
+        if source.place == place:
+            source.skip(len(source.line(MAX_HEAD_BYTES)))
+        source.skip_to_line(form.hint, form.begins, MAX_HEAD_BYTES)
         return _damage(source, place, {}, reason)
     size, wanted = int(headers["content-length"]), 0
     if headers.get("warc-type") in kinds:
@@ -92,12 +95,6 @@ def _damage(source: Bytes, place: int, headers: Headers, reason: str) -> Damage:
     if gap := source.take_gap():
         return Damage(place, headers, REASONS[gap.reason], gap.size)
     return Damage(place, headers, reason, source.place - place)
-
-
-def _skip_to_record(source: Bytes, form: Form, place: int) -> None:
-    """Drops the line at `place`, where it still stands, and those after it with which no record begins."""
-    while (line := source.line(MAX_HEAD_BYTES)) and (source.place == place or not form.begins(line)):
-        source.skip(len(line))
 
 
 def _read_warc_head(source: Bytes) -> Headers | None:
@@ -138,5 +135,5 @@ def _arc_fields(line: bytes) -> Headers | None:
     }
 
 
-WARC = Form(_begins_warc, _read_warc_head)
-ARC = Form(lambda line: _arc_fields(line) is not None, _read_arc_head)
+WARC = Form(re.compile(rb"WARC/"), _begins_warc, _read_warc_head)
+ARC = Form(ARC_MIDDLE, lambda line: _arc_fields(line) is not None, _read_arc_head)

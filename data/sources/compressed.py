@@ -8,7 +8,7 @@ import contextlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
@@ -199,10 +199,31 @@ class Bytes:
 
     def until(self, end: re.Pattern, most: int) -> bytes | None:
         """What follows up to and with a match of `end`; None, and nothing taken, where it does not come."""
-        while not (found := end.search(self.data, self.at, self.at + most)):
-            if len(self.data) - self.at >= most or not self._more():
+        searched = self.at
+        while not (found := end.search(self.data, max(self.at, searched), self.at + most)):
+            seen = len(self.data) - self.at
+            if seen >= most or not self._more():
                 return None
+            searched = self.at + seen - 3  # an end of four bytes may be cut
         return self.read(found.end() - self.at)
+
+    def skip_to_line(self, hint: re.Pattern, fits: Callable[[bytes], bool], most: int) -> None:
+        """Passes over lines up to one that fits; all that do hold the hint. The end of a member ends a line too."""
+        while True:
+            if found := hint.search(self.data, self.at):
+                self.at = max(self.at, self.data.rfind(b"\n", self.at, found.start()) + 1)
+                line = self.line(most)
+                if fits(line):
+                    return
+                self.at += len(line)
+                continue
+            last_line = self.data.rfind(b"\n", self.at) + 1
+            self.at = max(self.at, last_line, len(self.data) - most)
+            if not self._more():
+                self.at = len(self.data)
+                return
+            if self.is_border:
+                self.at = len(self.data)
 
     def take_gap(self) -> Gap | None:
         """The gap it stands at, if any; what comes before the gap is passed over."""

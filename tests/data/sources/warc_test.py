@@ -298,6 +298,18 @@ def test_a_wrong_length_costs_its_neighbours_at_most(tmp_path, more):
         assert drops(found) == [("00000002", "truncated_record")]
 
 
+def test_rubbish_between_records_is_one_drop(tmp_path):
+    rubbish = b"a line\n" * 100_000 + b"not WARC/1.0 at its beginning, and no end"
+    for name, pack in PACKED.items():
+        found = read(tmp_path, pack([response(1), rubbish + b"\n", response(2)]), name)
+        assert (pages(found), len(drops(found))) == ([1, 2], 1), name
+    found = read(tmp_path, gz([response(1), rubbish, response(2)]), "a.warc.gz")  # its end is that of its member
+    assert (pages(found), len(drops(found))) == ([1, 2], 1)
+    lines = b"http://a 127.0.0.1 20240518015810 text/html -1\n" * 1000 + b"more\n"
+    found = read(tmp_path, gz([*arc(1), lines, *arc(2)[2:]]), "a.arc.gz")
+    assert (pages(found), len(drops(found))) == ([0, 1], 1)
+
+
 def test_empty_files_are_empty(tmp_path):
     for name in (*PACKED, "a.arc", "a.arc.gz"):
         assert read(tmp_path, b"", name) == []
