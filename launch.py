@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from train.clusters import Cluster
 
 VERBS = {
+    "train-classifier": "a judge of quality from labelled documents (--config.classifier), into classifier/",
     "curate": "documents from the source, through the recipe, into curated/",
     "tokenize": "learn the tokenizer, encode every document, into tokenizer/ and tokens/",
     "import": "the parameters of --config.start.folder, a Hugging Face model, into import/",
@@ -35,11 +36,12 @@ VERBS = {
     "compare": "variants of one run, tuned alike and trained on the same seeds, with a verdict, into compare/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
-RECIPE = ("curate", "tokenize", "import", "train", "eval", "report", "export")
+RECIPE = ("train-classifier", "curate", "tokenize", "import", "train", "eval", "report", "export")
 
 # Which room turns which subtree of the config into which dataclass.
 PARTS = {
     "data": ("data.config", "DataConfig"),
+    "classifier": ("data.config", "ClassifierConfig"),
     "tokenizer": ("data.config", "TokenizerConfig"),
     "batch": ("data.config", "BatchConfig"),
     "model": ("model.config", "ModelConfig"),
@@ -91,8 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag} changes the history of a run and belongs to train, not to {arguments.verb}")
     with cluster.naming() if cluster else contextlib.nullcontext():
         experiment = open_experiment(arguments)
-        recipe = [verb for verb in RECIPE if verb != "import" or experiment.parts["start"].folder]
-        verbs = [arguments.verb] if arguments.verb else recipe
+        verbs = [arguments.verb] if arguments.verb else experiment.recipe
         if "train" in verbs:
             experiment.require_trainable(alone=cluster is None)
         if cluster is None:
@@ -170,6 +171,12 @@ class Experiment:
         overrides = [f"--config.{key}={value}" for key, value in self.arguments.overrides.items()]
         return [f"--config={self.arguments.config}", f"--workdir={self.workdir}", *overrides]
 
+    @property
+    def recipe(self) -> list[str]:
+        """The verbs of a run without one: what the config asks for."""
+        asked = {"import": self.parts["start"].folder, "train-classifier": self.parts["classifier"].asked}
+        return [verb for verb in RECIPE if asked.get(verb, True)]
+
     @functools.cached_property
     def training(self) -> Any:
         """What training needs, as one record."""
@@ -205,7 +212,7 @@ class Experiment:
 
         if verb == "plan":
             return  # needs shapes alone
-        before = {"curate": 0, "tokenize": 1}.get(verb, 2)
+        before = {"train-classifier": 0, "curate": 0, "tokenize": 1}.get(verb, 2)
         if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
             # A model that was only imported can be looked at without any documents.
             looks = verb in ("generate", "serve", "export") and is_only_imported(self.parts["start"], self.workdir)
@@ -214,8 +221,14 @@ class Experiment:
             require_curated(self.parts["data"], self.workdir)
         if before >= 2:
             require_tokenized(self.parts["tokenizer"], self.workdir)
-        if verb not in ("curate", "tokenize", "import"):
+        if verb not in ("train-classifier", "curate", "tokenize", "import"):
             require_imported(self.parts["start"], self.workdir)
+
+    def train_classifier(self) -> None:
+        """Pillar 1, a judge of documents."""
+        from data.curate.train_classifier import train_classifier
+
+        train_classifier(self.parts["classifier"], self.workdir, self.parts["data"].workers, stale=self.stale)
 
     def curate(self) -> None:
         """Pillar 1, the documents."""

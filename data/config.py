@@ -45,6 +45,35 @@ class DataConfig:
         require(self.workers >= 0, f"workers={self.workers} must be 0 or more")
 
 
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What the judge of quality learns from: `config.classifier`."""
+
+    # Folders or files of documents by the name of the source: those to be preferred, and those not.
+    positive: dict[str, str] = field(default_factory=dict)
+    negative: dict[str, str] = field(default_factory=dict)
+    scored: dict[str, str] = field(default_factory=dict)  # JSON, JSON lines, Parquet: records with `text` and `score`
+    min_score: float = 3.0  # of those that are preferred, as FineWeb-Edu's of 0 to 5
+    documents: int = 50_000  # of each of the two kinds at most, by a hash of their id
+    max_chars: int = 3000  # of a document, its beginning: FineWeb-Edu's judge reads 512 tokens
+    feature_bits: int = 18  # 2**18 features: a megabyte of weights
+    regularization: float = 1.0  # of the squared weights, beside the sum of losses
+    heldout_fraction: float = 0.1
+
+    def __post_init__(self):
+        for name in itertools.chain(self.positive, self.negative, self.scored):
+            require(re.fullmatch(r"[\w-]+", name) is not None, f"source {name!r} must be letters, digits, _ and -")
+        require(self.documents > 0 and self.max_chars > 0, "documents and max_chars must be positive")
+        require(8 <= self.feature_bits <= 22, f"feature_bits={self.feature_bits} must lie in 8 to 22")
+        require(self.regularization > 0, f"regularization={self.regularization} must be positive")
+        require(0 < self.heldout_fraction < 1, f"heldout_fraction={self.heldout_fraction} must lie between 0 and 1")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to learn from."""
+        return bool(self.positive or self.negative or self.scored)
+
+
 RESERVED = ("<unk>", "<s>", "</s>")
 
 

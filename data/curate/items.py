@@ -1,5 +1,6 @@
 """Items of benchmarks from files, to look for in documents: JSON, JSON lines, CSV, Parquet, text."""
 
+import collections
 import contextlib
 import csv
 import gzip
@@ -40,25 +41,31 @@ def item_files(paths: tuple[str, ...]) -> list[ItemFile]:
 
     Where several are alike, their folders' names stand before them.
     """
-    found: list[Path] = []
+    found: dict[Path, str] = {}
     for root in (Path(path).expanduser() for path in paths):
         below = sorted(filter(_may_hold_items, root.rglob("*"))) if root.is_dir() else [root]
         readable = [path for path in below if _reader(path) and path.is_file()]
         if not readable:
-            raise UserError(f"decontaminate: {root} holds no items ({', '.join(READERS)}, plain, .gz or .zst)")
-        found += [path for path in readable if path not in found]
-    stems = [_stem(path) for path in found]
-    unique = [stem if stems.count(stem) == 1 else f"{path.parent.name}_{stem}" for stem, path in zip(stems, found)]
-    return [ItemFile(name, path) for name, path in zip(unique, found)]
+            raise UserError(f"{root} holds no items ({', '.join(READERS)}, plain, .gz or .zst)")
+        found |= {path: _stem(path) for path in readable}
+    alike = collections.Counter(found.values())
+    return [
+        ItemFile(stem if alike[stem] == 1 else f"{path.parent.name}_{stem}", path) for path, stem in found.items()
+    ]
 
 
 def read_items(path: Path, fields: tuple[str, ...]) -> Iterator[list[str]]:
     """The strings of each item, at any depth; with `fields` only those below a key of such a name."""
+    for record in read_records(path):
+        yield list(_strings(record, fields, wanted=not fields))
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """What a file holds, one by one."""
     try:
-        for record in _reader(path)(path):
-            yield list(_strings(record, fields, wanted=not fields))
+        yield from _reader(path)(path)
     except DAMAGE as error:
-        raise UserError(f"decontaminate: {path} cannot be read ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _may_hold_items(path: Path) -> bool:

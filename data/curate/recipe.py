@@ -6,10 +6,12 @@ from typing import Any, TypeVar
 
 from core.config import parse
 from core.errors import UserError, suggest
+from data.curate.classifier import QualityScore
 from data.curate.decontaminate import Decontaminate
 from data.curate.extract import Extract
 from data.curate.language import Language
 from data.curate.minhash import MinHash
+from data.curate.only import Only
 from data.curate.pii import PersonalData
 from data.curate.plain import ControlCharacters, DuplicateLines, ExactDuplicates, Length, Letters
 from data.curate.quality import C4Quality, FineWebQuality, GopherQuality
@@ -31,6 +33,7 @@ STEPS = {
     "c4_quality": C4Quality,
     "fineweb_quality": FineWebQuality,
     "minhash": MinHash,
+    "quality_score": QualityScore,
     "decontaminate": Decontaminate,
     "personal_data": PersonalData,
     "exact_duplicates": ExactDuplicates,
@@ -40,17 +43,23 @@ STEPS = {
 def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     """Steps by their names from the config's list of `{"step": name, setting: value, ...}`, in its order.
 
-    A name with a colon, `my_steps:Shouting`, is a class in a module of the user's own. A step that is there twice
-    is told by its place.
+    A name with a colon, `my_steps:Shouting`, is a class in a module of the user's own. `"only": "de"` leaves a step
+    to the documents of that language, and its name says so. A step that is there twice is told by its place.
     """
     steps: dict[str, Any] = {}
     for index, entry in enumerate(recipe):
         path = f"data.recipe[{index}]"
         settings = dict(entry)
-        name = settings.pop("step", None)
+        name, only = settings.pop("step", None), settings.pop("only", "")
         if not isinstance(name, str):
             raise UserError(f"config {path}: unknown step {name!r}; known are {', '.join(STEPS)}")
         step = parse(_own(name, path) if ":" in name else _known(name, path), settings, path)
+        if only:
+            if not isinstance(only, str):
+                raise UserError(f"config {path}.only={only!r} must be a language")
+            if not callable(step) or isinstance(step, MinHash):
+                raise UserError(f"config {path}: {name} looks at all documents, not {only} ones alone")
+            step, name = Only(step, only), f"{name} {only}"
         steps[name if name not in steps else f"{name} ({index + 1})"] = step
     corpus_wide = [isinstance(step, ExactDuplicates) for step in steps.values()]
     if any(corpus_wide[:-1]):
@@ -67,10 +76,14 @@ def find(steps: dict[str, Any], kind: type[T]) -> T | None:
 
 def recipe_spec(recipe: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     """The recipe with every setting and code version, for the manifest."""
-    return [
-        {"step": name if ":" in name else type(step).__name__, "version": step.version, **dataclasses.asdict(step)}
-        for name, step in build_recipe(recipe).items()
-    ]
+    return [_spec(name, step) for name, step in build_recipe(recipe).items()]
+
+
+def _spec(name: str, step: Any) -> dict[str, Any]:
+    if isinstance(step, Only):
+        return {**_spec(name, step.step), "only": step.language}
+    own = name if ":" in name else type(step).__name__
+    return {"step": own, "version": step.version, **dataclasses.asdict(step)}
 
 
 def _known(name: str, path: str) -> type:

@@ -11,7 +11,7 @@ cluster of Ray: --config.data.cluster=auto.
 
 Expected time: 10 pages a second on each core, of which extraction takes most, and once ten seconds for the lists of
 addresses.
-Expected result: of English pages of news and blogs about three in four stay.
+Expected result: of English pages of news and blogs about 3 in 4 stay.
 Measured 2026-11-22 (two cores of an AMD EPYC): a WARC file of 541 pages, most of them German, in 35 s; 117 stay, 388
 are dropped for their language, 23 by Gopher's rules, 5 for repeated lines, 3 for their address; with 60 steps of
 training to a folder for transformers in 92 s. Every drop is in curated/dropped.jsonl, and curated/report.html shows

@@ -42,6 +42,8 @@ def test_empty_text_breaks_no_step():
         (({"step": "length", "min_chars": "x"},), "data.recipe[0].min_chars='x' must be an integer"),
         (({"step": "length", "min_chars": 9, "max_chars": 1},), "min_chars must not exceed max_chars"),
         (({"step": "exact_duplicates"}, {"step": "length"}), "must come last"),
+        (({"step": "minhash"}, {"step": "minhash"}), "minhash is there twice"),
+        (({"step": "minhash", "only": "de"},), "minhash looks at all documents"),
     ],
 )
 def test_a_wrong_recipe_is_told(recipe, message):
