@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 
@@ -16,6 +17,8 @@ from data.curate.decontaminate import Decontaminate
 from data.curate.partition import through, to_batch
 from data.curate.recipe import build_recipe
 from data.document import Document
+
+packed = functools.partial(gzip.compress, mtime=0)  # or the names of tests would hold the hour
 
 QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips "
@@ -134,11 +137,11 @@ def write_parquet(path):
     ("name", "write"),
     [
         ("a.jsonl", lambda path: path.write_text(json.dumps({"a": QUESTION}) + "\n\n" + json.dumps([OTHER]))),
-        ("a.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json.dumps([QUESTION, OTHER]).encode()))),
+        ("a.jsonl.gz", lambda path: path.write_bytes(packed(json.dumps([QUESTION, OTHER]).encode()))),
         ("a.jsonl.zst", lambda path: path.write_bytes(zstandard.compress(json.dumps([QUESTION, OTHER]).encode()))),
         ("a.json", lambda path: path.write_text(json.dumps([{"a": QUESTION}, {"a": OTHER}]))),
         ("a.json", lambda path: path.write_text(json.dumps({"one": QUESTION, "data": [{"a": OTHER}], "n": 1}))),
-        ("A.JSON.GZ", lambda path: path.write_bytes(gzip.compress(json.dumps([QUESTION, OTHER]).encode()))),
+        ("A.JSON.GZ", lambda path: path.write_bytes(packed(json.dumps([QUESTION, OTHER]).encode()))),
         ("a.csv", write_csv),
         ("a.csv", write_csv_without_names),
         ("a.parquet", write_parquet),
@@ -175,7 +178,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         ("a.jsonl", b'{"a": 1}\n{"a"', "a.jsonl cannot be read"),
         ("a.jsonl", b"\xff\xfe\n", "a.jsonl cannot be read"),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": "b"}' * 99)[:-20], "a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", packed(b'{"a": "b"}' * 99)[:-20], "a.jsonl.gz cannot be read"),
         ("a.jsonl.zst", b"no zstd", "a.jsonl.zst cannot be read"),
         ("a.json", b"[" * 100_000, "a.json cannot be read"),
         ("a.parquet", b"PAR1", "a.parquet cannot be read"),

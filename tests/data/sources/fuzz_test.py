@@ -1,6 +1,7 @@
 """Readers of files from strangers, fed with what is nearly right: documents, drops and one-line errors come out."""
 
 import bz2
+import functools
 import gzip
 import json
 import signal
@@ -17,6 +18,8 @@ from core.errors import UserError
 from data.document import Document, Dropped
 from data.sources import folder
 
+packed = functools.partial(gzip.compress, mtime=0)  # or the names of tests would hold the hour
+
 brotli = pytest.importorskip("brotli")
 pytest.importorskip("resiliparse")
 pytest.importorskip("mwparserfromhell")
@@ -24,7 +27,7 @@ SECONDS = 60  # a file of a few KB takes a thousandth of that; a hang takes long
 
 BODY = "<html><meta charset=windows-1251><p>Широкая электрификация<p>words &amp; more".encode("windows-1251") * 3
 CODED = [
-    response(1, gzip.compress(BODY), Content_Encoding="gzip"),
+    response(1, packed(BODY), Content_Encoding="gzip"),
     response(2, zlib.compress(BODY), Content_Encoding="deflate"),
     response(3, brotli.compress(BODY), Content_Encoding="br"),
     response(4, zstandard.compress(BODY), Content_Encoding="zstd"),
@@ -43,17 +46,17 @@ FILES = {
     "a.warc": b"".join(crawl(3)),
     "b.warc": b"".join(CODED),
     "c.warc.gz": gz(crawl(3) + CODED),
-    "d.warc.gz": gzip.compress(b"".join(crawl(3)), mtime=0),
+    "d.warc.gz": packed(b"".join(crawl(3)), mtime=0),
     "e.warc.zst": zst(crawl(2) + CODED),
     "f.warc.zst": zst_with_dictionary(crawl(2), compressed=True),
     "g.arc": b"".join(arc(3)),
     "h.arc.gz": gz(arc(3)),
     "i.html": BODY,
     "j.jsonl": LINES,
-    "k.jsonl.gz": gzip.compress(LINES, mtime=0),
+    "k.jsonl.gz": packed(LINES, mtime=0),
     "l.jsonl.zst": zstandard.compress(LINES),
     "m.xml": DUMP,
-    "n.xml.gz": gzip.compress(DUMP, mtime=0),
+    "n.xml.gz": packed(DUMP, mtime=0),
     "o.xml.bz2": bz2.compress(DUMP),
 }
 

@@ -1,5 +1,6 @@
 """Files behind HTTP and in stores, from servers that fail and lists that lie."""
 
+import functools
 import gzip
 import http.server
 import json
@@ -13,6 +14,8 @@ from data.config import DataConfig
 from data.curate.engine import curate
 from data.document import Document, Dropped, read_documents
 from data.sources import download, remote
+
+packed = functools.partial(gzip.compress, mtime=0)  # or the names of tests would hold the hour
 
 ARCHIVE = gz(crawl(20))
 
@@ -138,14 +141,14 @@ def test_a_file_in_a_store_and_a_pattern_of_them(memory):
 
 def test_a_list_of_paths_leads_to_its_own_server(server, memory):
     paths = "crawl/a.warc.gz\n\ncrawl/b c.jsonl\n"
-    server.files |= {"/x/warc.paths.gz": gzip.compress(paths.encode()), "/crawl/a.warc.gz": ARCHIVE}
+    server.files |= {"/x/warc.paths.gz": packed(paths.encode()), "/crawl/a.warc.gz": ARCHIVE}
     server.files["/crawl/b%20c.jsonl"] = b'{"text": "b"}'
     root = f"{server.url}/x/warc.paths.gz"
     assert remote.partitions(root) == [[f"{server.url}/crawl/a.warc.gz"], [f"{server.url}/crawl/b c.jsonl"]]
     assert texts(root) == sorted([*PAGES, "b"])
     found = remote.inputs(root)
     assert found["files"] == 2
-    server.files["/x/warc.paths.gz"] = gzip.compress(b"crawl/b.warc.gz\ncrawl/c.warc.gz")
+    server.files["/x/warc.paths.gz"] = packed(b"crawl/b.warc.gz\ncrawl/c.warc.gz")
     assert remote.inputs(root)["paths"] != found["paths"]
     memory.pipe("/bucket/x/wet.paths", paths.encode())
     assert remote.partitions("memory://bucket/x/wet.paths")[0] == ["memory://bucket/crawl/a.warc.gz"]
@@ -187,7 +190,7 @@ def test_a_list_leads_nowhere_else(tmp_path, line):
         (b"", "names no files"),
         (b"a.bin", "line 1: 'a.bin' is none of the files that are read"),
         (b"\xff", "cannot be read"),
-        (gzip.compress(b"a.txt\n" * 100)[:-5], "cannot be read"),
+        (packed(b"a.txt\n" * 100)[:-5], "cannot be read"),
     ],
 )
 def test_a_list_that_is_none_is_told_in_one_line(tmp_path, payload, said):
@@ -202,7 +205,7 @@ def test_a_list_that_is_none_is_told_in_one_line(tmp_path, payload, said):
 def test_a_list_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "MAX_LIST_BYTES", 1000)
     path = tmp_path / "warc.paths.gz"
-    path.write_bytes(gzip.compress(b"a.txt\n" * 1000))
+    path.write_bytes(packed(b"a.txt\n" * 1000))
     with pytest.raises(UserError, match="longer than a list"):
         remote.inputs(str(path))
 
@@ -318,7 +321,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
 
 def test_damage_is_told_of_the_address(server):
-    server.files["/a.jsonl.gz"] = gzip.compress(b'{"text": "one"}\n' * 100)[:-20]
+    server.files["/a.jsonl.gz"] = packed(b'{"text": "one"}\n' * 100)[:-20]
     with pytest.raises(UserError, match=rf"^{server.url}/a\.jsonl\.gz is damaged"):
         read_all(f"{server.url}/a.jsonl.gz")
 
