@@ -6,11 +6,13 @@ result whole or not at all, so that one which was lost with its machine is simpl
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from core.errors import UserError
 
+ANSWER_SECONDS = 10  # Ray itself asks an address where nothing listens for minutes
 TRIES = 3  # of a task whose machine or worker died, beside the first
 
 
@@ -44,8 +46,16 @@ def _connect(address: str) -> Any:
         raise UserError(line) from None
     if not ray.is_initialized():
         try:
+            _require_listener(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
+        except OSError as error:
             line = str(error).strip().splitlines()[0]
             raise UserError(f"data.cluster={address}: no Ray cluster answers ({line})") from None
     return ray
+
+
+def _require_listener(address: str) -> None:
+    """`OSError` unless something listens there; `auto`, names and `ray://` are Ray's own to find."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()

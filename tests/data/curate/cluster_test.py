@@ -34,11 +34,18 @@ class Slowly(TextRule):
         return "odd" if self.odd and len(text) % 2 else None
 
 
+@pytest.fixture(autouse=True)
+def step(monkeypatch):
+    """Makes this module's step one that a recipe can name."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "data" / "curate"))
+
+
 @pytest.fixture
 def nodes(monkeypatch):
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "data" / "curate")]))
+    folders = [ROOT, ROOT / "tests", ROOT / "tests" / "data" / "curate"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = cluster.add_node(num_cpus=1)
