@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-gpu kernel-card bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-minhash bench-scale bench-gpu kernel-card bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,11 +52,18 @@ bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches b
 bench-pod: $(VENV)/test ## SmolLM3-3B's step compiled for 256 chips beside MaxText's (MAXTEXT=a checkout of it, MAXTEXT_PYTHON=an interpreter with its packages)
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/pod_step.py --maxtext=$(MAXTEXT) --maxtext-python=$(MAXTEXT_PYTHON)
 
-bench-curate: $(VENV)/test $(VENV)-datatrove/ready ## FineWeb's rules beside datatrove's (DOCUMENTS=a .jsonl.gz with id, url, text and language)
+bench-curate: $(VENV)/test $(VENV)-datatrove/ready ## FineWeb's rules beside datatrove's (DOCUMENTS=what benchmarks/documents.py makes)
 	PYTHONPATH=. $(BIN)/python benchmarks/curate.py --documents=$(DOCUMENTS) --peer-python=$(VENV)-datatrove/bin/python
 
 bench-extract: $(VENV)/test $(VENV)-datatrove/ready ## main text of gold pages beside datatrove's (PAGES=a clone of scrapinghub/article-extraction-benchmark)
 	PYTHONPATH=. $(BIN)/python benchmarks/extract.py --pages=$(PAGES) --peer-python=$(VENV)-datatrove/bin/python
+
+bench-minhash: $(VENV)/test $(VENV)-datatrove/ready ## signatures and clusters beside datatrove's, and the curve of what is found (DOCUMENTS as above)
+	PYTHONPATH=. $(BIN)/python benchmarks/minhash.py --documents=$(DOCUMENTS) --peer-python=$(VENV)-datatrove/bin/python
+	PYTHONPATH=. $(BIN)/python benchmarks/near_duplicates.py $(DOCUMENTS)
+
+bench-scale: $(VENV)/test ## seconds and memory of a million documents, two workers beside one (DOCUMENTS as above; half an hour)
+	PYTHONPATH=. $(BIN)/python benchmarks/curate_scale.py $(if $(DOCUMENTS),--documents=$(DOCUMENTS))
 
 bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (10 minutes; GPU_PYTHON has jax[cuda13], absl-py and optax); Muon beside PyTorch's (MUON, SPEEDRUN, TORCH_PYTHON)
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py

@@ -69,11 +69,11 @@ def main(documents: str, urls: str, model: str, found: str) -> None:
             "c4": C4QualityFilter(filter_no_terminal_punct=False, **words),
             "fineweb": FineWebQualityFilter(**words),
         }
-        for name, rule in rules.items():
-            run(f"{language} {name}", [rule], own)
         find = LanguageFilter(languages=[language])
-        run(f"{language} language", [find], own)
-        run(f"{language} chain", [find, *rules.values()], own)
+        for name in ("chain", "chain again"):  # the first meets the words for the first time
+            run(f"{language} {name}", [find, *rules.values()], own)
+        for name, rule in {"language": find, **rules}.items():
+            run(f"{language} {name}", [rule], own)
     replace, began = PIIFormatter(), time.process_time()
     decided["pii"] = {row["id"]: "changed" if replace.format(row["text"]) != row["text"] else "" for row in rows}
     seconds["pii"] = time.process_time() - began

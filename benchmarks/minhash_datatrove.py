@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import os
 import struct
 import sys
 import tempfile
@@ -37,7 +38,11 @@ def main(documents: str, found: str) -> None:
             row = json.loads(line)
             rows[row["language"]].append(Document(text=row["text"], id=row["id"]))
     answer = {"signatures": {}, "seconds": {}}
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):
         for rank, (language, own) in enumerate(sorted(rows.items())):
             step = MinhashDedupSignature(f"{folder}/signatures", config, LANGUAGES[language])
             step.get_shingles("It's a warm-up (e.g. of 3 words)...")

@@ -11,10 +11,8 @@ A partition's result is written to `parts/` as soon as it is done, so that an in
 was curated before stays as it is.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import resource
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +36,7 @@ from data.curate.minhash import MinHash
 from data.curate.partition import SIGNATURES, curate_partition, signatures_of
 from data.curate.recipe import build_recipe, find, recipe_spec
 from data.curate.report import write_report
+from data.curate.runs import gather
 from data.curate.tally import Tally
 from data.packages import versions
 from data.sources import folder, python_chat, python_installation, remote
@@ -103,7 +102,6 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
         say(f"curate: {stage.folder} is up to date")
         return stage.summary
 
-    _allow_many_open_files()
     for step in steps.values():
         if hasattr(step, "prepare"):
             step.prepare()
@@ -120,7 +118,9 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
         tally = Tally(file)
         for mark in marks:
             tally.add_part(read_json(mark))
-        shards = write_splits(Merge(config, runs, known, near, generation.number > 0), stage.folder, tally)
+        runs = gather(runs, parts / "gathered", config.workers)
+        merge = Merge(config, runs, known, near, generation.number > 0, parts)
+        shards = write_splits(merge, stage.folder, tally)
     summary = {**tally.summary(), "hashes": {path.name: hash_file(path) for path in shards}}
     report = write_report(stage.folder, tally, config)
     stage.finish([*shards, dropped, *report, *signatures], summary)
@@ -200,13 +200,6 @@ def _input(name: str, path: str, config: DataConfig) -> Input:
     if remote.is_remote(path):
         return Input(name, remote, path, options)
     return Input(name, folder, Path(path).expanduser(), options)
-
-
-def _allow_many_open_files() -> None:
-    """The merge reads every part at once; many systems allow 1,024 files by default and far more on request."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses what it calls unlimited; the default remains
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run_partitions(generation: Generation, inputs: list[Input], where: Path) -> list[Path]:

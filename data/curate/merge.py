@@ -1,8 +1,6 @@
 """The second half of curation: all documents in hash order of their id, without duplicates, split into shards."""
 
 import contextlib
-import hashlib
-import heapq
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +15,10 @@ from core.progress import say, track
 from data.config import DataConfig
 from data.curate.clusters import duplicates
 from data.curate.minhash import MinHash
-from data.curate.partition import order
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe, find
+from data.curate.runs import merged
+from data.curate.seen import Seen
 from data.curate.tally import Tally
 from data.document import Document, DocumentWriter, id_hash, read_documents
 
@@ -34,6 +33,7 @@ class Merge(NamedTuple):
     known: list[Path]  # shards of earlier generations, whose texts are not taken again
     near: Path | None  # the near-duplicates, in order
     later: bool  # a generation after the first, of which none need be held out
+    scratch: Path  # a folder for what is forgotten afterwards
 
 
 def find_near_duplicates(
@@ -76,26 +76,35 @@ def write_splits(merge: Merge, where: Path, tally: Tally) -> list[Path]:
 def _kept(merge: Merge, drop: Callable[..., None]) -> Iterator[Document]:
     """All documents in hash order of their id, a row group of each run in memory.
 
-    Drops repeated ids, near-duplicates and, where the recipe says so, repeated texts (16 bytes of memory a document),
-    also of those in the `known` shards; `drop` is `Tally.drop`.
+    Drops repeated ids, near-duplicates and, where the recipe says so, repeated texts, also of those in the `known`
+    shards; `drop` is `Tally.drop`.
     """
-    deduplicate = find(build_recipe(merge.config.recipe), ExactDuplicates) is not None
-    before = itertools.chain.from_iterable(map(read_documents, merge.known if deduplicate else ()))
-    texts = {_digest(document) for document in before}
-    near = _Near(merge.near)
-    last_id = None
-    for document in heapq.merge(*map(read_documents, merge.runs), key=order):
-        digest, kept = _digest(document), near.kept_for(document.id)
-        if document.id == last_id:
-            drop(document, "ids", "duplicate_id")
-        elif kept is not None:
-            drop(document, "minhash", "near_duplicate", kept=kept)
-        elif deduplicate and digest in texts:
-            drop(document, "exact_duplicates", "exact_duplicate", kept="")
-        else:
-            texts.add(digest)
-            last_id = document.id
-            yield document
+    near, last_id = _Near(merge.near), None
+    with _seen(merge) as is_new:
+        for document in merged(merge.runs):
+            kept = near.kept_for(document.id)
+            if document.id == last_id:
+                drop(document, "ids", "duplicate_id")
+            elif kept is not None:
+                drop(document, "minhash", "near_duplicate", kept=kept)
+            elif not is_new(document.text):
+                drop(document, "exact_duplicates", "exact_duplicate", kept="")
+            else:
+                last_id = document.id
+                yield document
+
+
+@contextlib.contextmanager
+def _seen(merge: Merge) -> Iterator[Callable[[str], bool]]:
+    """Tells whether a text is new among those that are kept; of a recipe that does not ask, always."""
+    if find(build_recipe(merge.config.recipe), ExactDuplicates) is None:
+        yield lambda _: True
+        return
+    most = sum(pq.read_metadata(path).num_rows for path in (*merge.known, *merge.runs))
+    with Seen(merge.scratch / "seen", most) as seen:
+        for document in itertools.chain.from_iterable(map(read_documents, merge.known)):
+            seen.add(document.text)
+        yield seen.add
 
 
 class _Near:
@@ -118,10 +127,6 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=NEAR_ROWS):
             yield from zip(*(column.to_pylist() for column in batch.columns))
-
-
-def _digest(document: Document) -> bytes:
-    return hashlib.blake2b(document.text.encode(), digest_size=16).digest()
 
 
 def _heldout_bound(merge: Merge) -> int:

@@ -37,8 +37,9 @@ READERS: dict[str, ModuleType] = {
     ".xml.bz2": wiki,
 }
 TABLES = (jsonl, parquet)
-FILES_PER_PARTITION = 256  # of small files; a partition also ends after this many bytes
-BYTES_PER_PARTITION = 64 << 20
+FILES_PER_PARTITION = 256  # of small files
+PARTITIONS = 64  # that a folder is divided into where their bytes then lie within these bounds
+LEAST_BYTES, MOST_BYTES = 1 << 20, 64 << 20
 
 
 def ending(path: Path) -> str | None:
@@ -110,12 +111,14 @@ def partitions(root: Path) -> list[list[str]]:
 
 def grouped(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
     """Names of files in groups of bounded number and size, in order."""
+    given = list(sizes)
+    most = min(max(sum(size for _, size in given) // PARTITIONS, LEAST_BYTES), MOST_BYTES)
     groups: list[list[str]] = []
     room = 0
-    for name, size in sizes:
+    for name, size in given:
         if not groups or size > room or len(groups[-1]) >= FILES_PER_PARTITION:
             groups.append([])
-            room = BYTES_PER_PARTITION
+            room = most
         groups[-1].append(name)
         room -= size
     return groups

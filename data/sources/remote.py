@@ -46,7 +46,7 @@ def partitions(root: str) -> list[list[str]]:
     """Groups of addresses that workers read on their own."""
     if _is_list(root):
         return [[url] for url in _listed(root)]
-    return folder.grouped((file.url, file.size or folder.BYTES_PER_PARTITION) for file in _files(root))
+    return folder.grouped((file.url, file.size or folder.MOST_BYTES) for file in _files(root))
 
 
 def read(_: str, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:

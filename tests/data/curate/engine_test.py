@@ -66,6 +66,14 @@ def test_the_result_does_not_depend_on_workers(tmp_path, monkeypatch):
     assert one["hashes"] == other["hashes"]
 
 
+def test_runs_that_are_merged_in_groups_first_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 1)
+    root = make_corpus(tmp_path / "in")
+    at_once = engine.curate(config(root), tmp_path / "a")
+    monkeypatch.setattr("data.curate.runs.FAN_IN", 2)
+    assert engine.curate(config(root), tmp_path / "b")["hashes"] == at_once["hashes"]
+
+
 def test_an_interrupted_run_continues_and_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 2)
     root = make_corpus(tmp_path / "in")
