@@ -28,6 +28,7 @@ VERBS = {
     "eval": "held-out bits per byte beside zlib and xz, and samples, into eval/",
     "report": "report.html and loss.png, into report/",
     "export": "a folder that Hugging Face transformers loads, into export/",
+    "export-data": "the curated documents as folders that datasets and TFDS load, into export-data/",
     "generate": "continue --prompt with the newest checkpoint, or --chat with it, to standard output",
     "serve": "the newest checkpoint as an OpenAI-compatible endpoint on this machine",
     "inspect-data": "what the run will read: mixture, order, padding, epochs, into inspect-data/",
@@ -212,7 +213,7 @@ class Experiment:
 
         if verb == "plan":
             return  # needs shapes alone
-        before = {"train-classifier": 0, "curate": 0, "tokenize": 1}.get(verb, 2)
+        before = {"train-classifier": 0, "curate": 0, "tokenize": 1, "export-data": 1}.get(verb, 2)
         if self.parts["start"].folder and not self.parts["tokenizer"].extend_to:
             # A model that was only imported can be looked at without any documents.
             looks = verb in ("generate", "serve", "export") and is_only_imported(self.parts["start"], self.workdir)
@@ -221,7 +222,7 @@ class Experiment:
             require_curated(self.parts["data"], self.workdir)
         if before >= 2:
             require_tokenized(self.parts["tokenizer"], self.workdir)
-        if verb not in ("train-classifier", "curate", "tokenize", "import"):
+        if verb not in ("train-classifier", "curate", "tokenize", "export-data", "import"):
             require_imported(self.parts["start"], self.workdir)
 
     def train_classifier(self) -> None:
@@ -285,6 +286,12 @@ class Experiment:
         from train.export import export
 
         export(self.parts["export"], self.training, self.workdir)
+
+    def export_data(self) -> None:
+        """The documents for others."""
+        from data.export import export_data
+
+        export_data(self.parts["data"], self.workdir)
 
     def plan(self) -> None:
         """What the run would need and take, on devices that are not here."""

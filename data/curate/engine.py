@@ -39,7 +39,7 @@ from data.curate.report import write_report
 from data.curate.runs import gather
 from data.curate.tally import Tally
 from data.packages import versions
-from data.sources import folder, python_chat, python_installation, remote
+from data.sources import folder, python_chat, python_installation, remote, tfds
 from data.workers import process_map
 
 VERSION = 2
@@ -52,7 +52,7 @@ class Input(NamedTuple):
 
     name: str  # of the source; empty leaves it to the kind of input
     module: ModuleType
-    root: Path | str  # an address, or a list of such, is no path
+    root: Path | str  # an address, or a list of such, is no path, nor is a dataset's name
     options: dict[str, Any]  # for what reads it
 
 
@@ -197,6 +197,8 @@ def _input(name: str, path: str, config: DataConfig) -> Input:
     if path in BUILT_IN:
         return Input(name, BUILT_IN[path], Path(), {})
     options = {"columns": config.columns}
+    if tfds.is_tfds(path):
+        return Input(name, tfds, path, options)
     if remote.is_remote(path):
         return Input(name, remote, path, options)
     return Input(name, folder, Path(path).expanduser(), options)
@@ -252,7 +254,7 @@ def _part_is_done(mark: Path, near: bool) -> bool:
 def _run_partition(task: tuple) -> None:
     """One partition, in a worker."""
     kind, root, partition, options, name, prefix, recipe, mark = task
-    source = {_kind_of(module): module for module in (folder, remote, *BUILT_IN.values())}[kind]
+    source = {_kind_of(module): module for module in (folder, remote, tfds, *BUILT_IN.values())}[kind]
     items = source.read(root, partition, **options)
     if name:
         items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)

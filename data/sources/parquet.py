@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 from core.errors import UserError
 from data.conversations import VARIABLES, from_record
 from data.document import Document, Dropped
+from data.sources import record
 
-FIELDS = ("id", "url", "language", "license")
-DATED = (*FIELDS, "date")  # the date of a text goes into `meta`
 ROWS = 64  # in memory at a time; a row may be a book
 READ_BYTES = 1 << 20
 
@@ -30,14 +29,15 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Ite
             names = file.schema_arrow.names
             talk = "messages" in names and "text" not in (*names, *columns)
             for number, row in enumerate(_records(file) if talk else _rows(file, path, columns)):
-                yield (_conversation if talk else _document)(row, f"{name}:{number + 1}")
+                place = f"{name}:{number + 1}"
+                yield _conversation(row, place) if talk else record.to_document(row, place, "parquet")
         except pa.ArrowException as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); mend or remove it") from error
 
 
 def _records(file: pq.ParquetFile) -> Iterator[dict[str, Any] | None]:
     """Rows with `messages` and what else a conversation has; None for a row whose strings are not UTF-8."""
-    known = (*FIELDS, "messages", "chat_template_kwargs", *VARIABLES)
+    known = (*record.FIELDS, "messages", "chat_template_kwargs", *VARIABLES)
     columns = [name for name in file.schema_arrow.names if name in known]
     for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
         for row in range(len(batch)):
@@ -51,49 +51,18 @@ def _conversation(row: dict[str, Any] | None, place: str) -> Document | Dropped:
     found = "undecodable" if row is None else from_record(row)
     if isinstance(found, str):
         return Dropped(place, "parquet", found, 0)
-    given = {key: row[key] for key in FIELDS if isinstance(row.get(key), str) and row[key]}
+    given = {key: row[key] for key in record.FIELDS if isinstance(row.get(key), str) and row[key]}
     return Document(**{"id": place, "url": place, "text": found[0], "source": "parquet", "meta": found[1], **given})
 
 
-def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, bytes | None]]:
-    """Rows with their strings as bytes: a file may hold any bytes as strings, and one bad row is not the file."""
+def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Iterator[record.Record]:
+    """Rows with their strings as bytes."""
     schema = file.schema_arrow
     strings = [field.name for field in schema if _is_string(field.type)]
-    for ours, theirs in columns.items():
-        if theirs not in strings:
-            raise UserError(
-                f"{path} has no column `{theirs}` of strings, as data.columns names its {ours}; "
-                f"it has {', '.join(schema.names)}"
-            )
-    names = {ours: theirs for ours in ("text", *DATED) if (theirs := columns.get(ours, ours)) in strings}
-    if "text" not in names:
-        raise UserError(
-            f"{path} has no column `text` of strings, nor `messages`; it has {', '.join(schema.names)}; "
-            "data.columns can name another"
-        )
+    names = record.choose(strings, schema.names, columns, f"{path} has no column", ", nor `messages`")
     for batch in file.iter_batches(batch_size=ROWS, columns=sorted({*names.values()}), use_threads=False):
         values = [batch.column(theirs).cast(pa.large_binary()).to_pylist() for theirs in names.values()]
         yield from (dict(zip(names, row)) for row in zip(*values))
-
-
-def _document(row: dict[str, bytes | None], place: str) -> Document | Dropped:
-    """One row's text, with those of its other fields that can be used."""
-    payload = row.pop("text")
-    if payload is None:
-        return Dropped(place, "parquet", "no_text", 0)
-    text = _decode(payload)
-    if text is None:
-        return Dropped(place, "parquet", "undecodable", len(payload))
-    given = {key: value for key, payload in row.items() if payload and (value := _decode(payload))}
-    meta = {"date": given.pop("date")} if "date" in given else {}
-    return Document(**{"id": place, "url": place, "text": text, "source": "parquet", "meta": meta, **given})
-
-
-def _decode(payload: bytes) -> str | None:
-    try:
-        return payload.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def _is_string(kind: pa.DataType) -> bool:

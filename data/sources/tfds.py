@@ -1,0 +1,253 @@
+"""Datasets that TFDS prepared on this machine, read without TensorFlow.
+
+    tfds:/data/c4/en/3.1.0            the folder of a dataset, or one above it; a path begins with /, ./ or ~
+    tfds:c4/en:3.1.0@train[:10%]      by name, below TFDS_DATA_DIR or ~/tensorflow_datasets; config and version where
+                                      there are several; a split as TFDS writes it, else `train`
+
+Nothing is downloaded or prepared. Records are tf.train.Example in ArrayRecord or TFRecord files; of each, the features
+that are single strings are read, one in another as `translation/en`. (Parquet files of TFDS 4.9.10 lack records: of 1,000
+in a shard its writer kept 400.)
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+
+from core.errors import UserError
+from core.files import hash_file
+from core.progress import say
+from data.document import Document, Dropped
+from data.packages import package
+from data.sources import record
+from data.sources.folder import BYTES_PER_PARTITION
+from data.sources.tfrecord import Unread
+from data.sources.tfrecord import read as read_tfrecord
+
+PREFIX = "tfds:"
+NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\w.*]+))?")
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+INFO, FEATURES = "dataset_info.json", "features.json"
+OURS = "tensorflow_datasets."  # begins the names of classes that a dataset may ask for
+RECORDS = 64  # in memory at a time
+
+
+class Piece(NamedTuple):
+    """Records of a file that a worker reads: from `first` up to `end`."""
+
+    file: str  # its name in the dataset's folder
+    first: int
+    end: int
+
+
+def is_tfds(path: str) -> bool:
+    """True for what this module reads."""
+    return path.startswith(PREFIX)
+
+
+def inputs(root: str) -> dict[str, Any]:
+    """What the documents depend on: name, size and time of change of every file, and what describes them."""
+    dataset, chosen = _open(root), _split(root)
+    if not chosen and (others := sorted(dataset.splits.keys() - {"train"})):
+        say(f"data.path={root}: the split train is read, not {', '.join(others)} (@all reads every one)")
+    stats = {piece.file: (dataset.folder / piece.file).stat() for piece in dataset.pieces}
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
+    described = {name: hash_file(dataset.folder / name) for name in (INFO, FEATURES)}
+    return {"split": chosen or "train", "files": files, **described}
+
+
+def partitions(root: str) -> list[list[Piece]]:
+    """Records that workers read on their own: those of small files together, of a large file in several parts."""
+    groups: list[list[Piece]] = []
+    room = 0
+    dataset = _open(root)
+    for piece in dataset.pieces:
+        for part, size in _parts(piece, (dataset.folder / piece.file).stat().st_size):
+            if not groups or size > room:
+                groups.append([])
+                room = BYTES_PER_PARTITION
+            groups[-1].append(part)
+            room -= size
+    return groups
+
+
+def read(root: str, partition: list[Piece], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
+    """The documents of some records; `columns` has names that the dataset gives to `text` and others."""
+    parse = package("tensorflow_datasets.proto", "tfds").tf_example_pb2.Example.FromString
+    dataset = _open(root)
+    names = record.choose(dataset.strings, dataset.names, columns or {}, f"data.path={root} has no feature")
+    for file, first, end in partition:
+        path = dataset.folder / file
+        try:
+            for number, found in enumerate(READERS[dataset.format](path, first, end), first + 1):
+                yield _document(found, f"{file}:{number}", names, parse)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+class _Dataset(NamedTuple):
+    """A dataset on this machine, and what is read of it."""
+
+    folder: Path
+    format: str  # of its files
+    splits: Mapping[str, Any]
+    pieces: list[Piece]
+    names: list[str]  # of features, in alphabetical order
+    strings: list[str]  # those that are single strings
+
+
+def _open(root: str) -> _Dataset:
+    found = _find(root)
+    _require_known_classes(found / FEATURES, root)
+    tfds = package("tensorflow_datasets", "tfds")
+    try:
+        builder = tfds.builder_from_directory(found)
+        infos, chosen = builder.info.splits, _split(root)
+        kinds = dict(_flat(builder.info.features.get_tensor_info()))
+        strings = [name for name, kind in kinds.items() if kind.shape == () and _is_string(kind.np_dtype)]
+        form = builder.info.file_format.value
+        wanted = infos[chosen or "train"].file_instructions if chosen or "train" in infos else None
+    except Exception as error:  # what tfds makes of the words of strangers: a dozen kinds
+        raise UserError(f"data.path={root}: TFDS cannot open {found} ({_line(error)})") from error
+    if wanted is None:
+        raise UserError(f"data.path={root} has no split train; choose with @ one of {', '.join(sorted(infos))}")
+    if form not in READERS:
+        raise UserError(
+            f"data.path={root} has files of the format {form}, which is not read; prepare it again with `tfds build "
+            "--file_format=array_record`"
+        )
+    pieces = [_piece(found, one.filename, one.skip, one.take, root) for one in wanted]
+    return _Dataset(found, form, infos, [one for one in pieces if one.end > one.first], sorted(kinds), sorted(strings))
+
+
+def _split(root: str) -> str:
+    """What stands behind the last @; a path may have others before it."""
+    _, at, split = root.rpartition("@")
+    return split.strip() if at and "/" not in split else ""
+
+
+def _find(root: str) -> Path:
+    """The folder of the dataset, which holds what describes it."""
+    place = root.removeprefix(PREFIX)
+    place = place.rpartition("@")[0] if _split(root) else place
+    if place.startswith(("/", "~", ".")):
+        return _latest(Path(place).expanduser(), "*", root)
+    named = NAME.fullmatch(place)
+    if named is None:
+        raise UserError(f"data.path={root} is not tfds:NAME[/CONFIG][:VERSION][@SPLIT], and a path begins with /, ./ or ~")
+    where = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return _latest(where / named["name"] / (named["config"] or ""), named["version"] or "*", root)
+
+
+def _latest(base: Path, version: str, root: str) -> Path:
+    """The dataset of the highest version in or below a folder, which may have one config."""
+    if (base / INFO).is_file():
+        return base
+    below = [path.parent for depth in ("", "*/") for path in base.glob(f"{depth}{version}/{INFO}")]
+    below = [path for path in below if VERSION.fullmatch(path.name)]
+    if not below:
+        raise UserError(
+            f"data.path={root}: nothing like it is prepared in {base}; `tfds build NAME --file_format=array_record` "
+            "prepares a dataset, TFDS_DATA_DIR says where they lie"
+        )
+    several = sorted({str(path.parent.relative_to(base)) for path in below})
+    if len(several) > 1:
+        raise UserError(f"data.path={root}: {base} holds several, name one of {', '.join(several)}")
+    return max(below, key=lambda path: [int(number) for number in path.name.split(".")])
+
+
+def _require_known_classes(path: Path, root: str) -> None:
+    """Refuses features of other packages: TFDS would import whatever module a dataset names."""
+    try:
+        described = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"data.path={root}: {path} is missing; TFDS 4 or newer writes it, prepare it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data.path={root}: {path} is not readable JSON; prepare it again") from error
+    todo = [described]
+    while todo:
+        value = todo.pop()
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, one in inside:
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(one, str):
+                if not one.startswith(OURS):
+                    raise UserError(f"data.path={root}: {path} names the class {one[:200]!r}, which is none of TFDS's")
+            todo.append(one)
+
+
+def _flat(features: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Features in features as an Example names them."""
+    if isinstance(features, Mapping):
+        for key, inner in features.items():
+            yield from _flat(inner, f"{name}/{key}" if name else key)
+    else:
+        yield name, features
+
+
+def _is_string(kind: Any) -> bool:
+    return np.dtype(kind).kind in "OSU"
+
+
+def _piece(folder: Path, file: str, skip: int, take: int, root: str) -> Piece:
+    path = folder / file
+    if path.resolve().parent != folder.resolve():
+        raise UserError(f"data.path={root}: {path} leads out of {folder} and is not read")
+    if not path.is_file():
+        raise UserError(f"data.path={root}: {path} is missing; copy or prepare the dataset again")
+    return Piece(path.name, skip, skip + take)
+
+
+def _parts(piece: Piece, size: int) -> Iterator[tuple[Piece, int]]:
+    """A piece in parts that are no larger than a partition, if all its records are alike; and their sizes."""
+    count = max(1, min(-(-size // BYTES_PER_PARTITION), piece.end - piece.first))
+    bounds = [piece.first + (piece.end - piece.first) * number // count for number in range(count + 1)]
+    for first, end in zip(bounds, bounds[1:]):
+        yield Piece(piece.file, first, end), size // count
+
+
+def _document(
+    found: bytes | Unread, place: str, names: Mapping[str, str], parse: Callable[[bytes], Any]
+) -> Document | Dropped:
+    if isinstance(found, Unread):
+        return Dropped(place, "tfds", found.reason, found.size)
+    try:
+        features = parse(found).features.feature
+    except Exception:  # protobuf's own, whichever of its implementations runs
+        return Dropped(place, "tfds", "not_example", len(found))
+    values = {ours: features[theirs].bytes_list.value for ours, theirs in names.items() if theirs in features}
+    return record.to_document({ours: one[0] for ours, one in values.items() if len(one) == 1}, place, "tfds")
+
+
+def _array_records(path: Path, first: int, end: int) -> Iterator[bytes | Unread]:
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        there = reader.num_records()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({_line(error)}); fetch or prepare it again") from error
+    if there < end:  # a truncated file opens as an empty one
+        raise UserError(f"{path} is damaged (it has {there:,} records of {end:,}); fetch or prepare it again")
+    for start in range(first, end, RECORDS):
+        numbers = list(range(start, min(start + RECORDS, end)))
+        try:
+            yield from reader.read(numbers)
+        except (RuntimeError, ValueError):  # one that is damaged costs itself alone
+            yield from (_array_record(reader, number) for number in numbers)
+
+
+def _array_record(reader: array_record_module.ArrayRecordReader, number: int) -> bytes | Unread:
+    try:
+        return reader.read([number])[0]
+    except (RuntimeError, ValueError):
+        return Unread("damaged_record", 0)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+READERS = {"array_record": _array_records, "tfrecord": read_tfrecord}
