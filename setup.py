@@ -51,6 +51,10 @@ WEB = [
     "brotli>=1.2",  # pages in web archives
     "mwparserfromhell>=0.7",  # the markup of Wikipedia
 ]
+TFDS = [
+    "tensorflow-datasets>=4.9.9",  # without TensorFlow
+    "google-crc32c>=1.6",  # the checksums of TFRecord files
+]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", *CHAT]
 
 EXTRAS = {
@@ -60,7 +64,7 @@ EXTRAS = {
     "web": WEB,  # the recipes for web pages
     "remote": ["fsspec>=2025.3", "s3fs>=2025.3", "gcsfs>=2025.3"],  # inputs in S3 and Google Storage
     "cluster": ["ray>=2.50"],  # curation on many machines
-    "tfds": ["tensorflow-datasets>=4.9.9"],
+    "tfds": TFDS,  # prepared datasets as inputs, and corpora for TFDS
     "tpu": ["jax[tpu]>=0.10.2"],
     "gpu": ["jax[cuda13]>=0.10.2"],
     "notebook": NOTEBOOK,
@@ -75,6 +79,7 @@ EXTRAS = {
         *HF,
         *NOTEBOOK,
         *SERVE,
+        *TFDS,
         *WEB,
         "fsspec>=2025.3",
         "fastwarc>=2.0",  # readers of web archives and of dumps of wikis, to compare ours with

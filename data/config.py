@@ -16,13 +16,14 @@ COLUMNS = ("text", "id", "url", "language", "license", "date")
 class DataConfig:
     """Where documents come from and which of them stay: `config.data`."""
 
-    # A folder or file, here or behind https://, s3:// or gs://, a list of paths that ends in .paths, or a dataset that
-    # TFDS prepared, tfds:NAME; empty is the Python installation itself, python:chat are conversations about it.
+    # A folder or file, here or behind https://, s3:// or gs://, a list of paths that ends in .paths, or tfds:NAME, a
+    # dataset that TFDS prepared; empty is the Python installation itself, python:chat are conversations about it.
     path: str = ""
     sources: dict[str, str] = field(default_factory=dict)  # instead of `path`: several, by the name of the source
     # Further documents, each entry as `sources`; kept in order. A run that is under way takes them in with --amend.
     added: tuple[dict[str, str], ...] = ()
-    # What Parquet files, JSON lines and TFDS call `text`, `id`, `url`, `language`, `license`, `date`: {"text": "content"}.
+    # What Parquet files, JSON lines and datasets of TFDS call `text`, `id`, `url`, `language`, `license`, `date`:
+    # {"text": "content"}.
     columns: dict[str, str] = field(default_factory=dict)
     recipe: tuple[dict[str, Any], ...] = ()
     heldout_fraction: float = 0.05  # of documents, by a hash of their id

@@ -5,12 +5,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.files import atomic_write
 from data.document import SCHEMA
 
 MOST = 20  # names in a table
+OTHERS = "..."
 SIZES = ((1000, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
          (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"),
          (10**12, "100B<n<1T"))  # fmt: skip
@@ -35,7 +36,17 @@ COLUMNS = {
 Reports = Iterable[Mapping[str, Any]]
 
 
-def write_card(path: Path, splits: Mapping[str, int], reports: Reports, recipe: list[str]) -> None:
+class Size(NamedTuple):
+    """Of a split."""
+
+    documents: int
+    bytes: int  # in memory, as Arrow holds it
+
+
+Splits = Mapping[str, Size]
+
+
+def write_card(path: Path, splits: Splits, reports: Reports, recipe: list[str]) -> None:
     """Writes the card of a corpus; `reports` are those of curation, `recipe` the names of its steps."""
     languages, licenses = _together(reports, "languages", "kept"), _together(reports, "licenses")
     with atomic_write(path, "w") as file:
@@ -43,17 +54,17 @@ def write_card(path: Path, splits: Mapping[str, int], reports: Reports, recipe: 
 
 
 def _together(reports: Reports, key: str, fate: str = "") -> collections.Counter:
-    """Documents by name over all generations; `...` are those of names that a report does not list."""
+    """Documents by name over all generations, those of names that a report does not list as `OTHERS`."""
     found: collections.Counter = collections.Counter()
     for report in reports:
         own = report[key][fate] if fate else report[key]
         found.update({name: documents for name, documents, _ in own["names"]})
-        found["..."] += own["others"][1]
+        found[OTHERS] += own["others"][1]
     return +found
 
 
-def _head(splits: Mapping[str, int], languages: collections.Counter, licenses: collections.Counter) -> list[str]:
-    total = sum(splits.values())
+def _head(splits: Splits, languages: collections.Counter, licenses: collections.Counter) -> list[str]:
+    total = sum(size.documents for size in splits.values())
     size = next((name for most, name in SIZES if total < most), "n>1T")
     codes = sorted(name for name in languages if re.fullmatch("[a-z]{2,3}", name))
     return [
@@ -71,9 +82,13 @@ def _head(splits: Mapping[str, int], languages: collections.Counter, licenses: c
         "  features:",
         *(line for name in SCHEMA.names for line in (f"  - name: {name}", "    dtype: string")),
         "  splits:",
-        *(line for split in splits for line in (f"  - name: {split}", f"    num_examples: {splits[split]}")),
+        *(line for split, size in splits.items() for line in _described(split, size)),
         "---",
     ]
+
+
+def _described(split: str, size: Size) -> list[str]:
+    return [f"  - name: {split}", f"    num_bytes: {size.bytes}", f"    num_examples: {size.documents}"]
 
 
 def _list(key: str, values: list[str]) -> list[str]:
@@ -87,15 +102,15 @@ def _license(name: str) -> str:
 
 
 def _body(
-    splits: Mapping[str, int], languages: collections.Counter, licenses: collections.Counter, recipe: list[str]
+    splits: Splits, languages: collections.Counter, licenses: collections.Counter, recipe: list[str]
 ) -> list[str]:
     return [
         "",
         "# A corpus curated by Quintet",
         "",
-        "Text for pretraining, in hash order of the documents' ids. Held-out documents are chosen by such a hash too.",
+        "Text for pretraining, in hash order of the documents' ids; a hash of these chose the held-out ones too.",
         "",
-        *_table("split", "documents", {split: f"{number:,}" for split, number in splits.items()}),
+        *_table("split", "documents", {split: f"{size.documents:,}" for split, size in splits.items()}),
         *_table("column, a string each", "", COLUMNS),
         "    datasets.load_dataset(FOLDER)",
         "",
@@ -114,9 +129,9 @@ def _body(
 
 def _ranked(counts: collections.Counter) -> dict[str, str]:
     """The most frequent first, and the others together."""
-    rest = counts["..."]
-    ranked = sorted(((name, number) for name, number in counts.items() if name != "..."), key=lambda one: (-one[1], one))
-    rest += sum(number for _, number in ranked[MOST:])
+    listed = ((name, number) for name, number in counts.items() if name != OTHERS)
+    ranked = sorted(listed, key=lambda one: (-one[1], one))
+    rest = counts[OTHERS] + sum(number for _, number in ranked[MOST:])
     shown = {_plain(name) or "unknown": f"{number:,}" for name, number in ranked[:MOST]}
     return shown | ({"others": f"{rest:,}"} if rest else {})
 

@@ -1,7 +1,7 @@
 """The export-data stage: curated documents as folders that Hugging Face `datasets` and TFDS load.
 
-    workdir/export-data/parquet/                        a dataset repository: README.md, data/train-00000-of-00002.parquet
-    workdir/export-data/tfds/quintet_corpus/1.0.0/      ArrayRecord; made where the package tensorflow-datasets is
+    workdir/export-data/parquet/                   a dataset of the Hub: README.md, data/train-00000-of-00001.parquet
+    workdir/export-data/tfds/quintet_corpus/1.0.0/ ArrayRecord; made where the package tensorflow-datasets is
 
 Columns are those of a document, all strings; `meta` is JSON and has the messages of conversations. The same documents
 give the same bytes.
@@ -11,9 +11,9 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -23,7 +23,7 @@ from data.config import DataConfig
 from data.curate.engine import generations
 from data.curate.recipe import build_recipe
 from data.curated import Piece, pieces
-from data.dataset_card import write_card
+from data.dataset_card import Size, write_card
 from data.document import SCHEMA
 
 VERSION = 1
@@ -42,11 +42,9 @@ def export_data(config: DataConfig, workdir: Path) -> Path:
         return stage.folder
     for kind in (PARQUET, TFDS):  # what a run that was stopped, or another corpus, left
         shutil.rmtree(stage.folder / kind, ignore_errors=True)
-    found = pieces(folders)
-    summary = {split: sum(piece.documents for piece in own) for split, own in found.items()}
-    _write_parquet(stage.folder / PARQUET, found, sum(summary.values()))
+    sizes = _write_parquet(stage.folder / PARQUET, pieces(folders))
     reports = [read_json(folder / "report.json") for folder in folders]
-    write_card(stage.folder / PARQUET / "README.md", summary, reports, list(build_recipe(config.recipe)))
+    write_card(stage.folder / PARQUET / "README.md", sizes, reports, list(build_recipe(config.recipe)))
     say(f"export-data: datasets.load_dataset({str(stage.folder / PARQUET)!r}) loads it")
     if TFDS in kinds:
         _prepare(folders, stage.folder / TFDS)
@@ -54,25 +52,29 @@ def export_data(config: DataConfig, workdir: Path) -> Path:
     else:
         say("export-data: nothing for TFDS, whose package is not here; `pip install -e .[tfds]` brings it")
     files = sorted(path for kind in kinds for path in (stage.folder / kind).rglob("*") if path.is_file())
-    stage.finish(files, summary)
+    stage.finish(files, {split: size._asdict() for split, size in sizes.items()})
     return stage.folder
 
 
-def _write_parquet(folder: Path, found: Mapping[str, list[Piece]], documents: int) -> None:
-    """Files by split, named as the Hub names them."""
-    bar = Progress("parquet", documents)
+def _write_parquet(folder: Path, found: Mapping[str, list[Piece]]) -> dict[str, Size]:
+    """Files by split, named as the Hub names them; and how large the splits are."""
+    sizes = {split: Size(sum(piece.documents for piece in own), 0) for split, own in found.items()}
+    bar = Progress("parquet", sum(size.documents for size in sizes.values()))
     for split, own in found.items():
         for number, piece in enumerate(own):
             path = folder / "data" / f"{split}-{number:05d}-of-{len(own):05d}.parquet"
             with atomic_write(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
                 for table in piece.tables():
                     writer.write_table(table)
+                    sizes[split] = Size(sizes[split].documents, sizes[split].bytes + table.nbytes)
                     bar.update(bar.done + table.num_rows)
-    bar.finish(f"{documents:,} documents")
+    bar.finish(f"{bar.done:,} documents")
+    return sizes
 
 
 def _prepare(folders: list[Path], where: Path) -> None:
     from data.tfds_builder import QuintetCorpus  # imports TFDS
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads
-        QuintetCorpus(curated=folders, data_dir=where).download_and_prepare()
+    # It says that it downloads, and makes a folder for that.
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="quintet-") as nothing:
+        QuintetCorpus(curated=folders, data_dir=where).download_and_prepare(download_dir=nothing)

@@ -6,15 +6,15 @@
     builder.download_and_prepare()
     builder.as_data_source("train")[17]["text"]
 
-`launch.py export-data` prepares it too. Who has the folder needs none of this code: `tfds.data_source("quintet_corpus",
-data_dir=...)`.
+`launch.py export-data` prepares it too. Who has the folder needs none of this code:
+`tfds.data_source("quintet_corpus", data_dir=...)`.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import writer
@@ -32,7 +32,7 @@ class QuintetCorpus(tfds.core.ShardBasedBuilder):
     """Documents in hash order of their ids, with all their columns as strings; `meta` is JSON."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "As curated."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "As curated."}
     code_path = None  # beside which checksums of downloads would lie; to find it TFDS needs a package that it lacks
 
     def __init__(self, *, curated: Sequence[str | Path] = (), file_format: str = "array_record", **options: Any):

@@ -4,11 +4,12 @@
     tfds:c4/en:3.1.0@train[:10%]      by name, below TFDS_DATA_DIR or ~/tensorflow_datasets; config and version where
                                       there are several; a split as TFDS writes it, else `train`
 
-Nothing is downloaded or prepared. Records are tf.train.Example in ArrayRecord or TFRecord files; of each, the features
-that are single strings are read, one in another as `translation/en`. (Parquet files of TFDS 4.9.10 lack records: of 1,000
-in a shard its writer kept 400.)
+Nothing is downloaded or prepared. Records are tf.train.Example in ArrayRecord or TFRecord files; features that are
+single strings are read, one in another as `translation/en`. Parquet files of TFDS 4.9.10 lack records: of 1,000 in a
+shard its writer kept 400.
 """
 
+import itertools
 import json
 import os
 import re
@@ -18,22 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
 
 from core.errors import UserError
 from core.files import hash_file
 from core.progress import say
 from data.document import Document, Dropped
 from data.packages import package
-from data.sources import record
+from data.sources import record, tfrecord
 from data.sources.folder import BYTES_PER_PARTITION
-from data.sources.tfrecord import Unread
-from data.sources.tfrecord import read as read_tfrecord
 
 PREFIX = "tfds:"
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\w.*]+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 INFO, FEATURES = "dataset_info.json", "features.json"
-OURS = "tensorflow_datasets."  # begins the names of classes that a dataset may ask for
+THEIRS = "tensorflow_datasets."  # begins the names of classes that a dataset may ask for
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of these in its description
 RECORDS = 64  # in memory at a time
 
 
@@ -45,6 +46,17 @@ class Piece(NamedTuple):
     end: int
 
 
+class Dataset(NamedTuple):
+    """A dataset on this machine, and what is read of it."""
+
+    folder: Path
+    format: str  # of its files
+    splits: list[str]
+    pieces: list[tuple[Piece, int]]  # with their sizes in bytes
+    features: list[str]
+    strings: list[str]  # features that are single strings
+
+
 def is_tfds(path: str) -> bool:
     """True for what this module reads."""
     return path.startswith(PREFIX)
@@ -53,9 +65,9 @@ def is_tfds(path: str) -> bool:
 def inputs(root: str) -> dict[str, Any]:
     """What the documents depend on: name, size and time of change of every file, and what describes them."""
     dataset, chosen = _open(root), _split(root)
-    if not chosen and (others := sorted(dataset.splits.keys() - {"train"})):
+    if not chosen and (others := [split for split in dataset.splits if split != "train"]):
         say(f"data.path={root}: the split train is read, not {', '.join(others)} (@all reads every one)")
-    stats = {piece.file: (dataset.folder / piece.file).stat() for piece in dataset.pieces}
+    stats = {piece.file: (dataset.folder / piece.file).stat() for piece, _ in dataset.pieces}
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
     described = {name: hash_file(dataset.folder / name) for name in (INFO, FEATURES)}
     return {"split": chosen or "train", "files": files, **described}
@@ -65,22 +77,20 @@ def partitions(root: str) -> list[list[Piece]]:
     """Records that workers read on their own: those of small files together, of a large file in several parts."""
     groups: list[list[Piece]] = []
     room = 0
-    dataset = _open(root)
-    for piece in dataset.pieces:
-        for part, size in _parts(piece, (dataset.folder / piece.file).stat().st_size):
-            if not groups or size > room:
-                groups.append([])
-                room = BYTES_PER_PARTITION
-            groups[-1].append(part)
-            room -= size
+    for piece, size in itertools.chain.from_iterable(_parts(*piece) for piece in _open(root).pieces):
+        if not groups or size > room:
+            groups.append([])
+            room = BYTES_PER_PARTITION
+        groups[-1].append(piece)
+        room -= size
     return groups
 
 
 def read(root: str, partition: list[Piece], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
     """The documents of some records; `columns` has names that the dataset gives to `text` and others."""
-    parse = package("tensorflow_datasets.proto", "tfds").tf_example_pb2.Example.FromString
     dataset = _open(root)
-    names = record.choose(dataset.strings, dataset.names, columns or {}, f"data.path={root} has no feature")
+    parse = package("tensorflow_datasets.proto", "tfds").tf_example_pb2.Example.FromString
+    names = record.choose(dataset.strings, dataset.features, columns or {}, f"data.path={root} has no feature")
     for file, first, end in partition:
         path = dataset.folder / file
         try:
@@ -90,39 +100,27 @@ def read(root: str, partition: list[Piece], columns: Mapping[str, str] | None = 
             raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-class _Dataset(NamedTuple):
-    """A dataset on this machine, and what is read of it."""
-
-    folder: Path
-    format: str  # of its files
-    splits: Mapping[str, Any]
-    pieces: list[Piece]
-    names: list[str]  # of features, in alphabetical order
-    strings: list[str]  # those that are single strings
-
-
-def _open(root: str) -> _Dataset:
-    found = _find(root)
-    _require_known_classes(found / FEATURES, root)
+def _open(root: str) -> Dataset:
+    where, split = _find(root), _split(root) or "train"
+    _require_known_classes(where / FEATURES, root)
     tfds = package("tensorflow_datasets", "tfds")
     try:
-        builder = tfds.builder_from_directory(found)
-        infos, chosen = builder.info.splits, _split(root)
-        kinds = dict(_flat(builder.info.features.get_tensor_info()))
+        info = tfds.builder_from_directory(where).info
+        kinds = dict(_flat(info.features.get_tensor_info()))
         strings = [name for name, kind in kinds.items() if kind.shape == () and _is_string(kind.np_dtype)]
-        form = builder.info.file_format.value
-        wanted = infos[chosen or "train"].file_instructions if chosen or "train" in infos else None
-    except Exception as error:  # what tfds makes of the words of strangers: a dozen kinds
-        raise UserError(f"data.path={root}: TFDS cannot open {found} ({_line(error)})") from error
-    if wanted is None:
-        raise UserError(f"data.path={root} has no split train; choose with @ one of {', '.join(sorted(infos))}")
+        splits, form = sorted(info.splits), info.file_format.value
+        wanted = info.splits[split].file_instructions
+    except Exception as error:  # what TFDS makes of the words of strangers: a dozen kinds
+        raise UserError(f"data.path={root}: TFDS does not open {where} ({_line(error)})") from error
     if form not in READERS:
         raise UserError(
             f"data.path={root} has files of the format {form}, which is not read; prepare it again with `tfds build "
             "--file_format=array_record`"
         )
-    pieces = [_piece(found, one.filename, one.skip, one.take, root) for one in wanted]
-    return _Dataset(found, form, infos, [one for one in pieces if one.end > one.first], sorted(kinds), sorted(strings))
+    pieces = [_piece(where, one, root) for one in wanted if one.take > 0]
+    if not pieces:
+        raise UserError(f"data.path={root}: its split {split} has no records; choose with @ of {', '.join(splits)}")
+    return Dataset(where, form, splits, pieces, sorted(kinds), sorted(strings))
 
 
 def _split(root: str) -> str:
@@ -139,7 +137,9 @@ def _find(root: str) -> Path:
         return _latest(Path(place).expanduser(), "*", root)
     named = NAME.fullmatch(place)
     if named is None:
-        raise UserError(f"data.path={root} is not tfds:NAME[/CONFIG][:VERSION][@SPLIT], and a path begins with /, ./ or ~")
+        raise UserError(
+            f"data.path={root} is not tfds:NAME[/CONFIG][:VERSION][@SPLIT], and a path begins with /, ./ or ~"
+        )
     where = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     return _latest(where / named["name"] / (named["config"] or ""), named["version"] or "*", root)
 
@@ -169,15 +169,20 @@ def _require_known_classes(path: Path, root: str) -> None:
         raise UserError(f"data.path={root}: {path} is missing; TFDS 4 or newer writes it, prepare it again") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"data.path={root}: {path} is not readable JSON; prepare it again") from error
-    todo = [described]
+    for key, value in _walk(described):
+        if key in CLASS_KEYS and isinstance(value, str) and not value.startswith(THEIRS):
+            raise UserError(f"data.path={root}: {path} names the class {value[:200]!r}, which is none of TFDS's")
+
+
+def _walk(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Keys and values of all that JSON holds."""
+    todo = [[tree]]
     while todo:
         value = todo.pop()
-        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, one in inside:
-            if key in ("pythonClassName", "python_class_name", "type") and isinstance(one, str):
-                if not one.startswith(OURS):
-                    raise UserError(f"data.path={root}: {path} names the class {one[:200]!r}, which is none of TFDS's")
-            todo.append(one)
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield key, one
+            if isinstance(one, dict | list):
+                todo.append(one)
 
 
 def _flat(features: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,37 +198,40 @@ def _is_string(kind: Any) -> bool:
     return np.dtype(kind).kind in "OSU"
 
 
-def _piece(folder: Path, file: str, skip: int, take: int, root: str) -> Piece:
-    path = folder / file
+def _piece(folder: Path, instruction: Any, root: str) -> tuple[Piece, int]:
+    """What TFDS says is to be read of a file."""
+    path = Path(instruction.filename)
     if path.resolve().parent != folder.resolve():
         raise UserError(f"data.path={root}: {path} leads out of {folder} and is not read")
     if not path.is_file():
         raise UserError(f"data.path={root}: {path} is missing; copy or prepare the dataset again")
-    return Piece(path.name, skip, skip + take)
+    size = path.stat().st_size * instruction.take // instruction.examples_in_shard
+    return Piece(path.name, instruction.skip, instruction.skip + instruction.take), size
 
 
 def _parts(piece: Piece, size: int) -> Iterator[tuple[Piece, int]]:
-    """A piece in parts that are no larger than a partition, if all its records are alike; and their sizes."""
-    count = max(1, min(-(-size // BYTES_PER_PARTITION), piece.end - piece.first))
-    bounds = [piece.first + (piece.end - piece.first) * number // count for number in range(count + 1)]
-    for first, end in zip(bounds, bounds[1:]):
+    """A piece in parts no larger than a partition, if all its records are alike; and their sizes."""
+    records = piece.end - piece.first
+    count = max(1, min(-(-size // BYTES_PER_PARTITION), records))
+    bounds = [piece.first + records * number // count for number in range(count + 1)]
+    for first, end in itertools.pairwise(bounds):
         yield Piece(piece.file, first, end), size // count
 
 
 def _document(
-    found: bytes | Unread, place: str, names: Mapping[str, str], parse: Callable[[bytes], Any]
+    found: bytes | tfrecord.Unread, place: str, names: Mapping[str, str], parse: Callable[[bytes], Any]
 ) -> Document | Dropped:
-    if isinstance(found, Unread):
+    if isinstance(found, tfrecord.Unread):
         return Dropped(place, "tfds", found.reason, found.size)
     try:
         features = parse(found).features.feature
-    except Exception:  # protobuf's own, whichever of its implementations runs
+    except DecodeError:
         return Dropped(place, "tfds", "not_example", len(found))
     values = {ours: features[theirs].bytes_list.value for ours, theirs in names.items() if theirs in features}
     return record.to_document({ours: one[0] for ours, one in values.items() if len(one) == 1}, place, "tfds")
 
 
-def _array_records(path: Path, first: int, end: int) -> Iterator[bytes | Unread]:
+def _array_records(path: Path, first: int, end: int) -> Iterator[bytes | tfrecord.Unread]:
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         there = reader.num_records()
@@ -239,15 +247,15 @@ def _array_records(path: Path, first: int, end: int) -> Iterator[bytes | Unread]
             yield from (_array_record(reader, number) for number in numbers)
 
 
-def _array_record(reader: array_record_module.ArrayRecordReader, number: int) -> bytes | Unread:
+def _array_record(reader: array_record_module.ArrayRecordReader, number: int) -> bytes | tfrecord.Unread:
     try:
         return reader.read([number])[0]
     except (RuntimeError, ValueError):
-        return Unread("damaged_record", 0)
+        return tfrecord.Unread("damaged_record", 0)
 
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-READERS = {"array_record": _array_records, "tfrecord": read_tfrecord}
+READERS = {"array_record": _array_records, "tfrecord": tfrecord.read}

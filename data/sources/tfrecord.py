@@ -1,6 +1,6 @@
 """TFRecord files, read without TensorFlow: records behind their length, each with a checksum.
 
-    length (8 bytes), its CRC (4), the record, its CRC (4); little-endian, CRC-32C turned by 15 bits plus a constant
+length (8 bytes), its CRC (4), the record, its CRC (4); little-endian, CRC-32C turned by 15 bits plus a constant
 """
 
 import struct
