@@ -33,9 +33,10 @@ format: $(VENV)/test ## puts the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-parity: $(VENV)/test $(VENV)-parity/ready ## logits and token ids beside Hugging Face transformers, in an environment of its own
+parity: $(VENV)/test $(VENV)-parity/datasets ## logits and token ids beside Hugging Face transformers, corpora beside datasets, in an environment of their own
 	PYTHONPATH=tests JAX_PLATFORMS=cpu $(BIN)/python tests/parity/run.py --peer-python=$(VENV)-parity/bin/python
 	$(VENV)-parity/bin/python tests/parity/chat.py --check
+	PYTHONPATH=. $(BIN)/python tests/parity/corpus.py --peer-python=$(VENV)-parity/bin/python
 
 chaos: $(VENV)/test ## 240 kills and 1,500 corruptions of real runs (under an hour; goes on where it was stopped)
 	PYTHONPATH=.:tests $(BIN)/python tests/chaos/run.py
@@ -105,4 +106,8 @@ $(VENV)-datatrove/ready:
 $(VENV)-parity/ready: $(VENV)/quickstart
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip --quiet install torch==2.13.0 transformers==5.23.0 numpy
+	@touch $@
+
+$(VENV)-parity/datasets: $(VENV)-parity/ready
+	$(VENV)-parity/bin/python -m pip --quiet install datasets==5.2.0
 	@touch $@

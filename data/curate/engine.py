@@ -194,14 +194,16 @@ def _inputs(config: DataConfig) -> list[Input]:
 
 
 def _input(name: str, path: str, config: DataConfig) -> Input:
+    return Input(name, *source_of(path), {} if path in BUILT_IN else {"columns": config.columns})
+
+
+def source_of(path: str) -> tuple[ModuleType, Path | str]:
+    """What reads a path of a config, and what it is told to read."""
     if path in BUILT_IN:
-        return Input(name, BUILT_IN[path], Path(), {})
-    options = {"columns": config.columns}
-    if tfds.is_tfds(path):
-        return Input(name, tfds, path, options)
-    if remote.is_remote(path):
-        return Input(name, remote, path, options)
-    return Input(name, folder, Path(path).expanduser(), options)
+        return BUILT_IN[path], Path()
+    if tfds.is_tfds(path) or remote.is_remote(path):
+        return tfds if tfds.is_tfds(path) else remote, path
+    return folder, Path(path).expanduser()
 
 
 def _run_partitions(generation: Generation, inputs: list[Input], where: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from data.curate.diversity import diversity
 from data.curate.page import write_page
 from data.curate.recipe import build_recipe, recipe_spec
 from data.curate.tally import Tally
+from data.sources.tfds import is_tfds
 
 MOST = 100  # names that are listed, and reasons of a step
 IN, OUT = ("documents_in", "bytes_in"), ("documents_out", "bytes_out")
@@ -125,6 +126,8 @@ def _input(config: DataConfig) -> str:
     """What was curated, without the place where it lay."""
     if config.sources:
         return ", ".join(config.sources)
+    if is_tfds(config.path):
+        return "/".join(config.path.split("/")[-3:])  # name, config and version
     return (Path(config.path).resolve().name or config.path) if config.path else "the Python installation"
 
 

@@ -24,15 +24,14 @@ from core.progress import say, track
 from data.config import ClassifierConfig
 from data.curate import classifier
 from data.curate.classifier import SETTINGS, WEIGHTS, Classifier, columns_of, features
+from data.curate.engine import source_of
 from data.curate.items import item_files, read_records
 from data.curate.ngrams import words
 from data.document import Document, id_hash
-from data.sources import folder, python_chat, python_installation
 from data.workers import process_map
 
 FOLDER, REPORT = "classifier", "report.txt"
 VERSION = 1
-BUILT_IN = {"": python_installation, "python:chat": python_chat}
 ROWS = 1024  # documents at a time
 STEPS = 500  # of L-BFGS at most; it ends where the loss falls by less than a billionth of itself
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -49,12 +48,12 @@ class Place(NamedTuple):
     @property
     def module(self) -> ModuleType:
         """The source that reads it."""
-        return BUILT_IN.get(self.path, folder)
+        return source_of(self.path)[0]
 
     @property
-    def root(self) -> Path:
-        """The path."""
-        return Path() if self.path in BUILT_IN else Path(self.path).expanduser()
+    def root(self) -> Path | str:
+        """What it is told to read."""
+        return source_of(self.path)[1]
 
     def partitions(self) -> list[Any]:
         """What a worker reads at a time."""

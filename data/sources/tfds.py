@@ -1,6 +1,6 @@
 """Datasets that TFDS prepared on this machine, read without TensorFlow.
 
-    tfds:/data/c4/en/3.1.0            the folder of a dataset, or one above it; a path begins with /, ./ or ~
+    tfds:/data/c4/en/3.1.0            the folder of a dataset, or one above it; what could be a name is none: ./c4
     tfds:c4/en:3.1.0@train[:10%]      by name, below TFDS_DATA_DIR or ~/tensorflow_datasets; config and version where
                                       there are several; a split as TFDS writes it, else `train`
 
@@ -133,13 +133,9 @@ def _find(root: str) -> Path:
     """The folder of the dataset, which holds what describes it."""
     place = root.removeprefix(PREFIX)
     place = place.rpartition("@")[0] if _split(root) else place
-    if place.startswith(("/", "~", ".")):
-        return _latest(Path(place).expanduser(), "*", root)
     named = NAME.fullmatch(place)
     if named is None:
-        raise UserError(
-            f"data.path={root} is not tfds:NAME[/CONFIG][:VERSION][@SPLIT], and a path begins with /, ./ or ~"
-        )
+        return _latest(Path(place).expanduser(), "*", root)
     where = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     return _latest(where / named["name"] / (named["config"] or ""), named["version"] or "*", root)
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from tensorboardX.record_writer import RecordWriter
 
 from core.errors import UserError
+from core.files import read_json
 from data.config import DataConfig
 from data.curate.engine import curate
+from data.curate.train_classifier import Place
 from data.document import Document, Dropped
 from data.sources import tfds, tfrecord
 from lab import ROOT
@@ -122,7 +124,7 @@ def test_a_dataset_is_found_by_path_and_by_name(folder, tmp_path, monkeypatch):
     names = [f"d{number}" for number in range(10)]
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    roots = [folder, folder.parent, "./data/made", "made", "made:1.0.0", "made:1.*.*"]
+    roots = [folder, folder.parent, "./data/made", "data/made/1.0.0", "made", "made:1.0.0", "made:1.*.*"]
     assert all(ids(f"tfds:{root}") == names for root in roots)
 
     newer = prepare(tmp_path / "newer", {"train": rows(2, "n")})
@@ -138,7 +140,8 @@ def test_a_dataset_is_found_by_path_and_by_name(folder, tmp_path, monkeypatch):
         "tfds:other": "holds several, name one of big, small",
         "tfds:made:3.0.0": "nothing like it is prepared in .*/data/made; `tfds build NAME",
         "tfds:nothing": "nothing like it is prepared",
-        "tfds:data/made/1.0.0": "is not tfds:NAME.*and a path begins with /",
+        "tfds:data/made/2.0.0": "nothing like it is prepared in data/made/2.0.0",
+        "tfds:": "nothing like it is prepared in .",
     }.items():
         with pytest.raises(UserError, match=said):
             tfds.partitions(root)
@@ -222,6 +225,14 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     two = curate(DataConfig(**config, workers=2), tmp_path / "two")
     assert one["hashes"] == two["hashes"]
     assert one["train"]["documents"] + one["heldout"]["documents"] == 62
+
+
+def test_the_report_names_the_dataset_and_a_judge_learns_from_it(folder, tmp_path):
+    curate(DataConfig(path=f"tfds:{folder}@all", heldout_fraction=0.2, workers=1), tmp_path / "work")
+    assert read_json(tmp_path / "work" / "curated" / "report.json")["input"] == "data/made/1.0.0@all"
+    place = Place("made", "positive", f"tfds:{folder}@test")
+    found = [item.id for partition in place.partitions() for item in place.module.read(place.root, partition)]
+    assert found == ["t0", "t1", "t2", "t3"]
 
 
 def test_a_flipped_bit_costs_its_record(tmp_path):
