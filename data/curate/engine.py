@@ -4,7 +4,7 @@
     workdir/curated/heldout-00000.parquet     documents never trained on
     workdir/curated/signatures/               by which near-duplicates are found; where the recipe has minhash
     workdir/curated/dropped.jsonl             id, source, reason, size and step of every dropped document
-    workdir/curated/report.html               what came of it, to look at; report.json and samples.json are its data
+    workdir/curated/report.html               what came of it, to look at; drawn from report.json and samples.json
 
 A partition's result is written to `parts/` as soon as it is done, so that an interrupted run continues. Documents of
 `data.added` go through the same recipe into folders of their own, `workdir/added-1/curated/` and so on, so that what
@@ -35,7 +35,7 @@ from data.curate.merge import Merge, find_near_duplicates, write_splits
 from data.curate.minhash import MinHash
 from data.curate.partition import SIGNATURES, curate_partition, signatures_of
 from data.curate.recipe import build_recipe, find, recipe_spec
-from data.curate.report import write_report
+from data.curate.report import PAGE, draw, write_report
 from data.curate.runs import gather
 from data.curate.tally import Tally
 from data.packages import versions
@@ -100,6 +100,8 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     stage = Stage(generation.folder, spec, stale=stale)
     if stage.finished:
         say(f"curate: {stage.folder} is up to date")
+        if not (stage.folder / PAGE).exists():
+            say(f"curate: {draw(stage.folder)} is drawn again")
         return stage.summary
 
     for step in steps.values():
@@ -127,7 +129,7 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     shutil.rmtree(parts)
     say(
         f"curate: {summary['train']['documents']:,} documents to train on, {summary['heldout']['documents']:,} "
-        f"held out, {sum(summary['dropped'].values()):,} dropped; see {report[0]}"
+        f"held out, {sum(summary['dropped'].values()):,} dropped; see {stage.folder / PAGE}"
     )
     return summary
 

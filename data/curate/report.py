@@ -20,17 +20,24 @@ from data.curate.tally import Tally
 from data.sources.tfds import is_tfds
 
 MOST = 100  # names that are listed, and reasons of a step
+PAGE, NUMBERS, SAMPLES = "report.html", "report.json", "samples.json"
 IN, OUT = ("documents_in", "bytes_in"), ("documents_out", "bytes_out")
 
 
 def write_report(folder: Path, tally: Tally, config: DataConfig) -> list[Path]:
-    """Writes the page and its data; returns their paths, the page first."""
-    page, numbers, samples = (folder / name for name in ("report.html", "report.json", "samples.json"))
+    """Writes the page and its data; returns the paths of the data, of which the page can be drawn again."""
+    numbers, samples = folder / NUMBERS, folder / SAMPLES
     found = report(tally, config)
     write_json(numbers, found)
     write_json(samples, sampled(tally, [step["step"] for step in found["steps"]]))
-    write_page(read_json(numbers), read_json(samples), page)
-    return [page, numbers, samples]
+    draw(folder)
+    return [numbers, samples]
+
+
+def draw(folder: Path) -> Path:
+    """Writes the page from its data; returns its path."""
+    write_page(read_json(folder / NUMBERS), read_json(folder / SAMPLES), folder / PAGE)
+    return folder / PAGE
 
 
 def report(tally: Tally, config: DataConfig) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from data.config import DataConfig
 from data.curate import engine, partition
 from data.curate.browser import plain, shown
 from data.curate.figures import NARROW, WIDE, flow
-from data.curate.page import write_page
 from data.curate.report import write_report
 from data.curate.tally import PartTally, Tally
 from data.document import Document, read_documents
@@ -218,8 +217,8 @@ def test_reasons_that_differ_in_signs_alone_have_samples_of_their_own(tmp_path):
         for number, reason in enumerate(("太短", "太长", "a-b", "a b")):
             tally.drop(Document(f"d{number}", f"text {number}", "jsonl"), "my:Step", reason)
         tally.keep(Document("kept", "text that stays", "jsonl"), "train")
-        page, *_ = write_report(tmp_path, tally, DataConfig(path="x.jsonl"))
-    found = Reader(page.read_text(encoding="utf-8"))
+        write_report(tmp_path, tally, DataConfig(path="x.jsonl"))
+    found = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(found.ids) == len(set(found.ids))
     assert len([one for one in found.ids if one.startswith("sample-")]) == 5
 
@@ -240,12 +239,12 @@ def test_a_near_duplicate_is_shown_with_the_one_that_stays(tmp_path):
             kept = "first" if number < 20 else "second"
             tally.drop(Document(f"d{number}", f"text {number}", "warc"), "minhash", "near_duplicate", kept=kept)
         tally.keep(Document("first", "text that stays", "warc"), "train")
-        page, numbers, samples = write_report(tmp_path, tally, DataConfig(path="x.jsonl"))
+        numbers, samples = write_report(tmp_path, tally, DataConfig(path="x.jsonl"))
     (group, _) = read_json(samples)
     assert sorted(one["kept"] for one in group["samples"]) == ["first", "second"]
     assert group["of"] == 30
     assert read_json(numbers)["duplicates"]["minhash"] == [[11, 1], [21, 1]]
-    assert "In its place stays" in page.read_text(encoding="utf-8")
+    assert "In its place stays" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_little_is_told_well(tmp_path):
@@ -323,14 +322,21 @@ def test_signs_in_the_place_of_what_is_not_seen():
     assert shown(joined) == joined  # a word of Persian and a picture of two need theirs
 
 
-def test_the_report_is_part_of_the_stage(curated):
+def test_the_data_of_the_report_is_part_of_the_stage_and_its_page_is_not(curated):
     files = read_json(curated[2] / "manifest.json")["files"]
-    assert {"report.html", "report.json", "samples.json"} <= files.keys()
+    assert {"report.json", "samples.json"} <= files.keys()
+    assert "report.html" not in files
 
 
-def test_what_is_written_can_be_drawn_again(curated, tmp_path):
-    write_page(curated[0], curated[1], tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_bytes() == (curated[2] / "report.html").read_bytes()
+def test_a_page_that_was_deleted_is_drawn_again_and_nothing_else_is_made(folder, curated, tmp_path, capsys):
+    curate(folder, tmp_path)
+    where = tmp_path / "curated"
+    (where / "report.html").unlink()
+    before = {path: path.stat().st_mtime_ns for path in where.iterdir()}
+    assert curate(folder, tmp_path) == curated[:2]
+    assert "report.html is drawn again" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (where / "report.html").read_bytes() == (curated[2] / "report.html").read_bytes()
 
 
 def test_a_corpus_of_texts_has_a_report(tmp_path):
