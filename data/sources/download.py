@@ -1,10 +1,14 @@
 """Files from elsewhere: HTTP by the standard library, S3 and Google Storage by fsspec; bounded, and tried again.
 
-No address, wherever it comes from, and no redirect leads to a file of this machine: nothing here opens one.
+No address, wherever it comes from, and no redirect leads to a file of this machine: nothing here opens one. Nor does
+a redirect lead from a public address to a private one, where this machine or a cloud's own servers would answer.
 """
 
 import contextlib
+import functools
 import http.client
+import ipaddress
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -136,19 +140,94 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
+class _Way:
+    """Of one request through its redirects: once at a public address, it leads to no other kind.
+
+    What the config names may lie in a private network, so the first address may be of any kind.
+    """
+
+    def __init__(self):
+        self.public = ""  # the last such place
+
+    def require_open(self, url: str, address: str) -> None:
+        """Refuses the address that a URL stands for."""
+        if self.public and not _is_public(address):
+            raise UserError(
+                f"{self.public} redirects to {url} at {address}, which is no public address, and is not followed; if "
+                "this is meant, name that address itself"
+            )
+
+    def reach(self, url: str, address: str) -> None:
+        """Remembers it."""
+        self.public = url if _is_public(address) else self.public
+
+    def connect(self, url: str, place: tuple[str, int], *options: Any) -> socket.socket:
+        """`socket.create_connection`, to the very address that was looked at: a name may have another next time."""
+        failed = OSError(f"{place[0]} has no address")
+        for *_, (address, port, *_) in socket.getaddrinfo(*place, type=socket.SOCK_STREAM):
+            self.require_open(url, address)
+            try:
+                connected = socket.create_connection((address, port), *options)
+            except OSError as error:
+                failed = error
+            else:
+                self.reach(url, address)
+                return connected
+        raise failed
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return True  # a name, which only a proxy looks up
+
+
+class _Guarded:
+    """A handler of requests whose connections keep to a way."""
+
+    def __init__(self, way: _Way):
+        super().__init__()
+        self.way = way
+
+    def do_open(self, kind: Callable[..., http.client.HTTPConnection], request: Any, **options: Any) -> Any:
+        """As the standard library has it; a proxy may lie anywhere, and what is asked of it is all that is known."""
+        url = request.full_url
+        asked = urllib.parse.urlsplit(url)
+
+        def make(host: str, **more: Any) -> http.client.HTTPConnection:
+            connection = kind(host, **more)
+            connection._create_connection = functools.partial(self.way.connect, url)
+            return connection
+
+        if asked.netloc == request.host:
+            return super().do_open(make, request, **options)
+        self.way.require_open(url, asked.hostname or "")
+        self.way.reach(url, asked.hostname or "")
+        return super().do_open(kind, request, **options)
+
+
+class _GuardedHTTP(_Guarded, urllib.request.HTTPHandler):
+    pass
+
+
+class _GuardedHTTPS(_Guarded, urllib.request.HTTPSHandler):
+    pass
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """One that speaks HTTP only: the usual one also reads FTP and files."""
-    opener = urllib.request.OpenerDirector()
+    opener, way = urllib.request.OpenerDirector(), _Way()
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-        _Redirects,
+        urllib.request.ProxyHandler(),
+        _GuardedHTTP(way),
+        _GuardedHTTPS(way),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _Redirects(),
     ):
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     return opener
 
 
