@@ -40,6 +40,16 @@ class Shorten:
         return Outcome(replace(batch, "language", ["en"] * batch.num_rows), [None] * batch.num_rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class Digest:
+    """Adds bytes, for which JSON has no word."""
+
+    version: ClassVar[int] = 1
+
+    def __call__(self, batch: pa.RecordBatch) -> Outcome:
+        return Outcome(replace(batch, "digest", [text.encode() for text in texts(batch)]), [None] * batch.num_rows)
+
+
 def make_documents(folder: Path, count: int = 300) -> Path:
     """JSON lines in three files, some of which ask, some copies of others, some that cannot be read."""
     folder.mkdir()

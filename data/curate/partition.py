@@ -1,8 +1,10 @@
 """One partition of the input: its documents through the steps, in batches, into sorted runs of bounded memory."""
 
 import contextlib
+import datetime
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import pyarrow as pa
 from core.errors import UserError
 from core.files import write_json
 from data.curate.extract import Extract
-from data.curate.minhash import MinHash
+from data.curate.minhash import COLUMN, MinHash
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe, find
 from data.curate.signatures import SignatureWriter
-from data.curate.step import Outcome
+from data.curate.step import Outcome, replace
 from data.curate.tally import PartTally
 from data.document import SCHEMA, Document, DocumentWriter, Dropped, id_hash
 from data.workers import advance
@@ -88,8 +90,12 @@ def signatures_of(mark: Path) -> Path:
 def through(
     steps: dict[str, Any], batch: pa.RecordBatch, tally: PartTally | None = None
 ) -> tuple[pa.RecordBatch, list[Dropped]]:
-    """A batch through the steps: what stays, and what was dropped by which; `tally` is shown every step."""
+    """A batch through the steps: what stays, and what was dropped by which; `tally` is shown every step.
+
+    What steps added beyond the columns of a document is then in its `meta`.
+    """
     dropped = []
+    added: dict[str, str] = {}  # columns, by the step that did
     if tally is not None:
         tally.read(batch)
     for name, step in steps.items():
@@ -113,8 +119,49 @@ def through(
                 if reason
             ]
             changed = changed.filter(pa.array([not reason for reason in reasons]))
+        added |= {field.name: name for field in changed.schema if field not in batch.schema}
         batch = changed
-    return batch, dropped
+    return _into_meta(batch, added), dropped
+
+
+def _into_meta(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch:
+    """Moves columns to `meta`, but for signatures, which are on their way to files of their own."""
+    names = [name for name in batch.schema.names if name not in (*SCHEMA.names, COLUMN)]
+    if not names:
+        return batch
+    columns = [_as_json(batch.column(name), f"step {added[name]}: its column {name}") for name in names]
+    metas = [
+        json.dumps(json.loads(meta) | dict(zip(names, values)))
+        for meta, *values in zip(batch.column("meta").to_pylist(), *columns)
+    ]
+    return replace(batch.drop_columns(names), "meta", metas)
+
+
+def _as_json(column: pa.Array, called: str) -> list[Any]:
+    """Values as JSON says them; what it cannot say is refused."""
+    if pa.types.is_timestamp(column.type):  # Python's have no nanoseconds
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    try:
+        return list(map(_plain, column.to_pylist()))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{called} of {column.type} does not fit into JSON ({error}); give text, numbers, dates or lists of them"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Dates and times in ISO 8601; null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if value is None or isinstance(value, str | int):
+        return value
+    raise TypeError(f"{str(value)[:40]!r} is a {type(value).__name__}")
 
 
 def _require_no_conversation(name: str, before: pa.RecordBatch, after: pa.RecordBatch, reasons: list) -> None:
@@ -135,11 +182,9 @@ def to_batch(documents: list[Document]) -> pa.RecordBatch:
 
 
 def from_batch(batch: pa.RecordBatch) -> Iterator[Document]:
-    """The documents; what steps added beyond their columns goes into `meta`."""
-    added = [name for name in batch.schema.names if name not in SCHEMA.names]
+    """The documents of a batch with their columns and no more."""
     for row in batch.to_pylist():
-        meta = json.loads(row.pop("meta")) | {name: row.pop(name) for name in added}
-        yield Document(**row, meta=meta)
+        yield Document(**{**row, "meta": json.loads(row["meta"])})
 
 
 def order(document: Document) -> tuple[int, str]:

@@ -117,9 +117,13 @@ def _common(one: str, other: str) -> int:
 
 
 def _of_row(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
-    found = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
-    added = {name: value for name, value in found.items() if name not in SCHEMA.names}
-    return {name: found[name] for name in FIELDS} | _values(added)
+    added = [field.name for field in batch.schema if field.name not in SCHEMA.names and _is_number(field.type)]
+    found = {name: batch.column(name)[row].as_py() for name in (*FIELDS, *added)}
+    return {name: found[name] for name in FIELDS} | _values({name: found[name] for name in added})
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _excerpt(text: str) -> dict[str, Any]:
