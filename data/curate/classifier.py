@@ -21,6 +21,7 @@ from data.curate.ngrams import Words, runs, words
 from data.curate.step import Outcome, replace, texts
 
 VERSION = 1  # of the features
+FOLDER = "classifier"  # of a workdir
 WEIGHTS, SETTINGS = "weights.npy", "classifier.json"
 NGRAMS = (1, 2)
 MAX_BITS = 22  # of features
@@ -70,7 +71,7 @@ class QualityScore:
     """Adds `quality_score`, and drops what scores below the threshold as `low_quality`."""
 
     version: ClassVar[int] = 1
-    model: str  # the folder that `launch.py train-classifier` made
+    model: str = ""  # the folder that `launch.py train-classifier` made; empty is the one in this run's workdir
     threshold: float = 0.5
 
     def __post_init__(self):

@@ -34,7 +34,7 @@ from data.config import DataConfig
 from data.curate.merge import Merge, find_near_duplicates, write_splits
 from data.curate.minhash import MinHash
 from data.curate.partition import SIGNATURES, curate_partition, signatures_of
-from data.curate.recipe import build_recipe, find, recipe_spec
+from data.curate.recipe import at, build_recipe, find, recipe_spec
 from data.curate.report import PAGE, draw, write_report
 from data.curate.runs import gather
 from data.curate.tally import Tally
@@ -61,14 +61,16 @@ class Generation(NamedTuple):
 
     number: int
     config: DataConfig
+    recipe: tuple[dict[str, Any], ...]  # the config's, as it runs in this workdir
     folder: Path
 
 
 def generations(config: DataConfig, workdir: Path) -> list[Generation]:
     """What is curated at the beginning, and each addition as a config of its own."""
-    first = Generation(0, dataclasses.replace(config, added=()), workdir / FOLDER)
+    recipe = at(workdir, config.recipe)
+    first = Generation(0, dataclasses.replace(config, added=()), recipe, workdir / FOLDER)
     return [first] + [
-        Generation(number, dataclasses.replace(config, path="", sources=sources, added=()), folder / FOLDER)
+        Generation(number, dataclasses.replace(config, path="", sources=sources, added=()), recipe, folder / FOLDER)
         for number, (sources, folder) in enumerate(zip(config.added, added_folders(workdir, len(config.added))), 1)
     ]
 
@@ -93,7 +95,7 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     config, inputs = generation.config, _inputs(generation.config)
     found = {given.name: given.module.inputs(given.root) for given in inputs}
     spec = {**config_spec(config), "input": found if config.sources else found[""]}
-    steps = build_recipe(config.recipe)
+    steps = build_recipe(generation.recipe)
     spec |= _made_with(steps)
     if generation.number:
         spec["known"] = {str(path.relative_to(path.parents[1])): hash_file(path) for path in known}
@@ -168,7 +170,7 @@ def require_curated(config: DataConfig, workdir: Path) -> None:
         manifest = read_stage(generation.folder, "curate")
         require_spec(generation.folder, manifest, config_spec(generation.config))
         made_with = manifest["spec"].get("files", {})
-        for name, step in build_recipe(generation.config.recipe).items():
+        for name, step in build_recipe(generation.recipe).items():
             _require_same_files(generation.folder, name, step, made_with)
 
 
@@ -213,9 +215,9 @@ def _run_partitions(generation: Generation, inputs: list[Input], where: Path) ->
     config, prefix = generation.config, f"added-{generation.number}/" if generation.number else ""
     partitions = [(given, partition) for given in inputs for partition in given.module.partitions(given.root)]
     marks = [where / f"{index:05d}.json" for index in range(len(partitions))]
-    near = find(build_recipe(config.recipe), MinHash) is not None
+    near = find(build_recipe(generation.recipe), MinHash) is not None
     todo = [
-        (_kind_of(given.module), given.root, partition, given.options, given.name, prefix, config.recipe, mark)
+        (_kind_of(given.module), given.root, partition, given.options, given.name, prefix, generation.recipe, mark)
         for (given, partition), mark in zip(partitions, marks)
         if not _part_is_done(mark, near)
     ]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
+from pathlib import Path
 from typing import Any, TypeVar
 
 from core.config import parse
 from core.errors import UserError, suggest
-from data.curate.classifier import QualityScore
+from data.curate.classifier import FOLDER, QualityScore
 from data.curate.decontaminate import Decontaminate
 from data.curate.extract import Extract
 from data.curate.language import Language
@@ -67,6 +68,18 @@ def build_recipe(recipe: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     if sum(isinstance(step, MinHash) for step in steps.values()) > 1:
         raise UserError("config data.recipe: minhash is there twice")
     return steps
+
+
+def at(workdir: Path, recipe: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """The recipe as it runs there: a judge of quality without a model has that of the workdir.
+
+    The manifest has the recipe of the config, and hashes of the model's files, so that a workdir can be moved.
+    """
+    own = str((workdir / FOLDER).absolute())
+    return tuple(
+        {**entry, "model": own} if entry.get("step") == "quality_score" and not entry.get("model") else entry
+        for entry in recipe
+    )
 
 
 def find(steps: dict[str, Any], kind: type[T]) -> T | None:

@@ -23,14 +23,14 @@ from core.files import Stage, Stale, atomic_write, hash_file, write_json
 from core.progress import say, track
 from data.config import ClassifierConfig
 from data.curate import classifier
-from data.curate.classifier import SETTINGS, WEIGHTS, Classifier, columns_of, features
+from data.curate.classifier import FOLDER, SETTINGS, WEIGHTS, Classifier, columns_of, features
 from data.curate.engine import source_of
 from data.curate.items import item_files, read_records
 from data.curate.ngrams import words
 from data.document import Document, id_hash
 from data.workers import process_map
 
-FOLDER, REPORT = "classifier", "report.txt"
+REPORT = "report.txt"
 VERSION = 1
 ROWS = 1024  # documents at a time
 STEPS = 500  # of L-BFGS at most; it ends where the loss falls by less than a billionth of itself

@@ -6,7 +6,7 @@
 
 Atom is Llama 2 continued on filtered Chinese text; its filters are not published, so the rules are FineWeb-2's
 (experiments/data/multilingual.py), over jieba's words, then a judge that learns from documents of two kinds as in
-experiments/data/fineweb_edu.py; it sees characters and pairs of them. A workdir of another name is another MODEL.
+experiments/data/fineweb_edu.py; it sees characters and pairs of them.
 
 Expected time: 0.7 MB a second on each core.
 Expected result: a share that the threshold chooses, of Chinese pages alone; 24 of 50 below.
@@ -21,13 +21,12 @@ from ml_collections import ConfigDict
 from experiments import quickstart
 from experiments.data import multilingual
 
-MODEL = "runs/atom_data/classifier"
 RECIPE = (
     {"step": "length", "min_chars": 100, "max_chars": 1_000_000},
     {"step": "control_characters"},  # GB 18030 that was decoded as something else
     {"step": "language", "languages": ("zh",), "threshold": multilingual.FINEWEB_2["zh"]["language_score"]},
     *multilingual.rules("zh"),
-    {"step": "quality_score", "model": MODEL, "threshold": 0.5},  # without labelled documents, leave it out
+    {"step": "quality_score", "threshold": 0.5},  # without labelled documents, leave it out
     {"step": "personal_data"},
     {"step": "exact_duplicates"},
 )

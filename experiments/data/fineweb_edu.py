@@ -6,7 +6,7 @@
 The first verb, `train-classifier`, learns from documents of two kinds and leaves runs/fineweb_edu/classifier with a
 report (threshold, precision, recall, words of most weight); `curate` scores with it. FineWeb-Edu's judge learnt from
 460,000 pages that a language model had scored from 0 to 5, and kept what it scored 3 or more: such records, with
-`text` and `score`, are given as --config.classifier.scored.NAME=FILE. A workdir of another name is another MODEL.
+`text` and `score`, are given as --config.classifier.scored.NAME=FILE.
 
 Expected time: 53 s of the processor and 2 GB to learn from 100,000 documents; then as experiments/data/fineweb.py, of
 which the judge reads 10 MB a second.
@@ -24,12 +24,11 @@ from ml_collections import ConfigDict
 
 from experiments.data import fineweb
 
-MODEL = "runs/fineweb_edu/classifier"
 THRESHOLD = 0.5
 
 # Scored after the rules, so that the judge sees what they left, and before addresses are replaced.
 PLACE = [entry["step"] for entry in fineweb.RECIPE].index("personal_data")
-JUDGE = {"step": "quality_score", "model": MODEL, "threshold": THRESHOLD}
+JUDGE = {"step": "quality_score", "threshold": THRESHOLD}
 RECIPE = (*fineweb.RECIPE[:PLACE], JUDGE, *fineweb.RECIPE[PLACE:])
 
 

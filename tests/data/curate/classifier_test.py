@@ -268,6 +268,29 @@ def test_a_corpus_is_stale_when_the_model_is_another(trained, corpora, tmp_path)
     engine.require_curated(given, tmp_path / "w")  # it may be gone
 
 
+@pytest.mark.parametrize("judge", [{}, {"model": ""}])
+def test_a_judge_without_a_model_is_that_of_the_workdir(trained, corpora, tmp_path, monkeypatch, judge):
+    """In worker processes too, for documents that are added, and after the workdir was moved."""
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 20)
+    recipe = ({"step": "quality_score", **judge},)
+    added = {"bad": corpora["bad"], "good": write_corpus(tmp_path / "good", GOOD, 5, 7)}
+    given = DataConfig(corpora["good"], recipe=recipe, workers=2, added=(added,))
+    with pytest.raises(UserError, match=r"w/classifier/weights\.npy is missing"):
+        engine.curate(given, tmp_path / "w")
+    shutil.copytree(trained / "classifier", tmp_path / "w" / "classifier")
+    monkeypatch.chdir(tmp_path)
+    assert engine.curate(given, Path("w"))["dropped"] == {}
+    dropped = (tmp_path / "w/added-1/curated/dropped.jsonl").read_text()
+    assert dropped.count("low_quality") == 40
+    moved = (tmp_path / "w").rename(tmp_path / "moved")
+    engine.require_curated(given, moved)
+    np.save(moved / "classifier" / "weights.npy", -np.load(moved / "classifier" / "weights.npy"))
+    with pytest.raises(UserError, match=r"quality_score: weights\.npy has changed"):
+        engine.require_curated(given, moved)
+    with pytest.raises(UserError, match=r"was made from something else \(files\.quality_score: weights\.npy"):
+        engine.curate(given, moved)
+
+
 def recipe_of(*flags):
     return launch.open_experiment(launch.parse_arguments([f"--config={ROOT}/experiments/smoke.py", *flags])).recipe
 
