@@ -10,8 +10,6 @@ import textwrap
 from statistics import harmonic_mean
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from core.errors import UserError
 from data.curate import extract, extractor
@@ -162,34 +160,3 @@ def test_main_text_of_every_sixth_gold_page(method, least):
         precision.append(both / found.total())
         recall.append(both / wanted.total())
     assert harmonic_mean([sum(precision) / len(precision), sum(recall) / len(recall)]) >= least
-
-
-PIECES = [
-    *("<p>", "</p>", "<div ", ">", "<!--", "-->", "<script>", "</script>", "<![CDATA[", "&#", "&amp;", "<table>"),
-    *("</body>", "<svg>", "<math>", "<template>", "<", "\0", "\u202e", '="', PROSE, "<td", "<html", "<title>"),
-]
-
-
-def fuzz(count, method):
-    step = Extract(method=method, seconds=5.0)
-
-    @settings(max_examples=count, deadline=None)
-    @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=20)), max_size=40))
-    def check(pieces):
-        text, reason = step.text("".join(pieces))
-        assert bool(text.strip()) == (reason is None)
-        assert reason in (None, "extract_empty", "extract_error")
-        text.encode()
-
-    check()
-
-
-@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
-def test_random_pages(method):
-    fuzz(200, method)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])
-def test_ten_thousand_random_pages(method):
-    fuzz(5_000, method)
