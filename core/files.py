@@ -15,6 +15,8 @@ from core.progress import say
 
 MANIFEST = "manifest.json"
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says where there is no room
+
 Stale = Literal["refuse", "set_aside", "replace"]
 
 
@@ -29,8 +31,10 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            error.filename = str(path)  # the system names none where a file that is open cannot grow
         raise
 
 

@@ -11,13 +11,12 @@ from typing import Any
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, fingerprint, hash_file
+from core.files import FULL, MANIFEST, fingerprint, hash_file
 from optim.groups import path_name
 
 FORMAT = 1
 HASHED_BELOW = 1 << 20  # bytes; in larger files of arrays the fingerprints find what changed, without a second read
 READ_LIMIT = 1 << 26  # bytes; no manifest or record is near this
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LOST = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 

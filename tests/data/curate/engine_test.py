@@ -1,8 +1,10 @@
+import dataclasses
 import json
+import resource
 
 import pytest
 
-from core.errors import UserError
+from core.errors import UserError, explain
 from data.config import DataConfig
 from data.curate import engine, partition
 from data.document import id_hash, read_documents
@@ -95,6 +97,25 @@ def test_an_interrupted_run_continues_and_gives_the_same(tmp_path, monkeypatch):
     assert resumed["hashes"] == whole["hashes"]
     assert len(again) == 3
     assert not set(again) & set(done)
+
+
+def test_a_full_disk_in_a_worker_is_one_line_and_the_same_command_goes_on(tmp_path):
+    """No file can grow beyond 64 KiB, as on a full disk none can; of two workers it stops one."""
+    few, many = make_corpus(tmp_path / "few"), make_corpus(tmp_path / "many", files=40, sentences=200)
+    given = config("", sources={"few": str(few), "many": str(many)}, workers=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as failure:
+            engine.curate(given, tmp_path / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    parts = tmp_path / "w" / "curated" / "parts"
+    told = f"{parts / '00001-000.parquet'}: the file is larger than the system allows"
+    assert explain(failure.value) == (told, 2)
+    assert sorted(path.name for path in parts.iterdir()) == ["00000-000.parquet", "00000.json"]
+    resumed = engine.curate(given, tmp_path / "w")
+    assert resumed == engine.curate(dataclasses.replace(given, workers=1), tmp_path / "whole")
 
 
 def test_changed_input_is_noticed(tmp_path):
