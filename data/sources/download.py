@@ -64,7 +64,7 @@ def matches(pattern: str) -> list[Remote]:
 def fetch(url: str, path: Path, most: int = MAX_FILE_BYTES) -> None:
     """Copies a file here, whole; one attempt goes on where the last has ended, if the file is still the same."""
     remote = describe(url)
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         _tried(url, lambda: _copy(remote, file, most))
 
 
@@ -100,7 +100,7 @@ def _copy(remote: Remote, file: IO[bytes], most: int) -> None:
         file.truncate()
         since, before = time.monotonic(), start
         while data := read(READ_BYTES):
-            file.write(data)
+            _write(file, data)
             if file.tell() > most:
                 raise UserError(f"{remote.url} has more than the {most:,} bytes that are read")
             if time.monotonic() - since > SILENCE:
@@ -109,6 +109,17 @@ def _copy(remote: Remote, file: IO[bytes], most: int) -> None:
                 since, before = time.monotonic(), file.tell()
     if remote.size is not None and file.tell() != remote.size:
         raise ConnectionError(f"ended after {file.tell():,} of {remote.size:,} bytes")
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """All of it; where there is no room, another attempt would find none either."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise UserError(
+            f"{file.name} cannot be written ({error.strerror}); TMPDIR names another place for files that are fetched"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import gzip
 import http.server
 import json
 import re
+import resource
 import socket
 import threading
 
@@ -391,6 +392,18 @@ def test_a_file_that_is_too_large_is_refused(server, tmp_path):
     unsaid = download.Remote(f"{server.url}/a.txt", None, "")
     with (tmp_path / "b").open("wb") as file, pytest.raises(UserError, match="more than the 10 bytes"):
         download._copy(unsaid, file, 10)
+
+
+def test_a_full_disk_is_told_at_once(server, tmp_path):
+    server.files["/a.txt"] = b"x" * 100_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"/a cannot be written \(File too large\); TMPDIR names another place"):
+            download.fetch(f"{server.url}/a.txt", tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not server.waits
 
 
 def test_a_server_that_sends_next_to_nothing_is_given_up(server, tmp_path, monkeypatch):
