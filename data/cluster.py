@@ -19,8 +19,8 @@ TRIES = 3  # of a task whose machine or worker died, beside the first
 def cluster_map(function: Callable[[Any], Any], tasks: list[Any], address: str) -> Iterator[Any]:
     """Yields `function(task)` for every task as it finishes; `address` may be `auto`, this machine's."""
     ray = _connect(address)
-    remote = ray.remote(max_retries=TRIES)(function)
-    pending = [remote.remote(task) for task in tasks]
+    remote = ray.remote(max_retries=TRIES)(_run)
+    pending = [remote.remote(os.getcwd(), function, task) for task in tasks]
     try:
         while pending:
             (done,), pending = ray.wait(pending, num_returns=1)
@@ -34,6 +34,12 @@ def cluster_map(function: Callable[[Any], Any], tasks: list[Any], address: str) 
         with contextlib.suppress(ray.exceptions.RayError):  # of a cluster that is gone; the error is on its way
             for left in pending:
                 ray.cancel(left, force=True)
+
+
+def _run(folder: str, function: Callable[[Any], Any], task: Any) -> Any:
+    """One task, where relative paths mean what they do here."""
+    os.chdir(folder)
+    return function(task)
 
 
 def _connect(address: str) -> Any:

@@ -56,7 +56,7 @@ def members(
     machines see.
     """
     buckets = int(signatures.settings([*known, *files]).get("buckets", 0))
-    folder = where / ".clusters"
+    folder = (where / ".clusters").absolute()  # the other machines of a cluster work in folders of their own
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir(parents=True)
     try:

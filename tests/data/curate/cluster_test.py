@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from typing import ClassVar
@@ -85,6 +88,26 @@ def test_a_node_that_dies_changes_no_byte(nodes, tmp_path):
     killer.join()
     assert killed[0] < SOURCES  # while it ran
     assert contents(tmp_path / "there" / "curated") == contents(tmp_path / "here" / "curated")
+
+
+def test_relative_paths_are_those_of_the_program(nodes, tmp_path):
+    """Ray's workers are in the folder in which Ray was started, the program in another."""
+    recipe = ({"step": "length", "min_chars": 20}, {"step": "minhash", "method": "fast"})
+    sources = {f"s{number}": f"text/s{number}" for number in range(SOURCES)}
+    given = {"sources": sources, "recipe": recipe, "shards": 2}
+    program = f"""
+        from pathlib import Path
+        from data.config import DataConfig
+        from data.curate.engine import curate
+        curate(DataConfig(cluster={nodes[0].address!r}, **{given!r}), Path("there"))
+    """
+    curate(dataclasses.replace(config(tmp_path / "text"), recipe=recipe), tmp_path / "here")
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    files = [contents(tmp_path / name / "curated") for name in ("here", "there")]
+    assert files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == ["manifest.json"]  # it has the paths
 
 
 def test_what_a_task_refuses_is_one_line(nodes, tmp_path):
