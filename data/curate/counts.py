@@ -1,11 +1,13 @@
 """Counts in bounded memory: by name, by step, and in the bins of histograms."""
 
+import collections
 import math
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 SCORE_BINS = 20  # from 0 to 1
+CLUSTERS = 100_000  # of duplicates that are surely counted
 MOST_BINS = 400  # on either side of 0
 
 Size = list[int]  # documents and bytes
@@ -43,6 +45,28 @@ class Names:
         for name, (documents, size) in plain["names"].items():
             self.add(name, documents, size)
         self.others = [own + more for own, more in zip(self.others, plain["others"])]
+
+
+class Copies:
+    """How many copies clusters have, by a hash of each; of too many an even share is left."""
+
+    def __init__(self):
+        self.counts: collections.Counter = collections.Counter()
+        self.one_in = 1
+
+    def add(self, number: int) -> None:
+        """Counts a copy of the one that the hash stands for."""
+        if number % self.one_in == 0:
+            self.counts[number] += 1
+            if len(self.counts) > 2 * CLUSTERS:
+                self.one_in *= 2
+                left = {number: copies for number, copies in self.counts.items() if number % self.one_in == 0}
+                self.counts = collections.Counter(left)
+
+    def sizes(self) -> collections.Counter:
+        """How many clusters there are of each size, the one that stays included."""
+        found = collections.Counter(1 + copies for copies in self.counts.values())
+        return collections.Counter({size: self.one_in * clusters for size, clusters in found.items()})
 
 
 class Steps:

@@ -212,6 +212,8 @@ def _duplicates(page: Page, report: Report) -> None:
             f"{_documents(copies)} {'is a copy' if copies == 1 else 'are copies'} of {number:,} that "
             f"{'stays' if number == 1 else 'stay'}. The largest cluster has {clusters[-1][0]:,} documents."
         )
+        if (one_in := report["duplicates_one_in"][step]) > 1:
+            page.text(f"These are estimates from one in {one_in:,} clusters.")
         bands: dict[int, int] = {}
         for size, own in clusters:
             band = size if size <= 4 else 1 << (size - 1).bit_length()

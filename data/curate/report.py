@@ -68,7 +68,8 @@ def report(tally: Tally, config: DataConfig) -> dict[str, Any]:
         "scores": {
             name: {fate: _binned(bins) for fate, bins in own.items()} for name, own in sorted(tally.scores.items())
         },
-        "duplicates": {step: _binned(_sizes(own)) for step, own in sorted(tally.copies.items())},
+        "duplicates": {step: _binned(own.sizes()) for step, own in sorted(tally.copies.items())},
+        "duplicates_one_in": {step: own.one_in for step, own in sorted(tally.copies.items())},
         "diversity": diversity(tally.text.texts()),
     }
 
@@ -151,8 +152,3 @@ def _named(names: Names) -> dict[str, Any]:
 def _binned(bins: Mapping[Any, int]) -> list[list[int]]:
     """Pairs of bin and count, in order."""
     return sorted([int(number), count] for number, count in bins.items())
-
-
-def _sizes(copies: Mapping[int, int]) -> collections.Counter:
-    """Clusters by how many documents they have, with the one that is kept."""
-    return collections.Counter(1 + number for number in copies.values())

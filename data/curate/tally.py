@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.conversations import is_conversation
-from data.curate.counts import Names, Size, Steps, host, length_bin, score_bins
+from data.curate.counts import Copies, Names, Size, Steps, host, length_bin, score_bins
 from data.curate.diversity import TextSample
 from data.curate.samples import Firsts, Group, Samples, changed_row, digest, dropped_row, of_document, of_unread
 from data.document import Document, Dropped, id_hash
@@ -100,7 +100,7 @@ class Tally:
         self.languages = {"kept": Names(LANGUAGES), "dropped": Names(LANGUAGES)}
         self.scores: dict[str, dict[str, collections.Counter]] = {}
         self.licenses, self.hosts = Names(NAMES), Names(NAMES)
-        self.copies: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+        self.copies: dict[str, Copies] = collections.defaultdict(Copies)
         self._firsts = Firsts()
 
     def add_part(self, part: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Tally:
         number = id_hash(document.id, "sample")
         if kept is not None:  # a sample of the copies of each, or the text copied most would be all that is seen
             number = id_hash(kept, "sample") if kept else digest(document.text)
-            self.copies[step][number] += 1
+            self.copies[step].add(number)
             kept = kept or self._firsts.of.get(number, "")
         self.samples.offer(Group("dropped", step, reason), number, functools.partial(of_document, document, kept))
 

@@ -112,7 +112,7 @@ def partitions(root: Path) -> list[list[str]]:
 def grouped(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
     """Names of files in groups of bounded number and size, in order."""
     given = list(sizes)
-    most = min(max(sum(size for _, size in given) // PARTITIONS, LEAST_BYTES), MOST_BYTES)
+    most = partition_bytes(sum(size for _, size in given))
     groups: list[list[str]] = []
     room = 0
     for name, size in given:
@@ -122,6 +122,11 @@ def grouped(sizes: Iterable[tuple[str, int]]) -> list[list[str]]:
         groups[-1].append(name)
         room -= size
     return groups
+
+
+def partition_bytes(whole: int) -> int:
+    """How many bytes of so many a partition has, so that each of several workers has some, and none has all."""
+    return min(max(whole // PARTITIONS, LEAST_BYTES), MOST_BYTES)
 
 
 def inputs(root: Path) -> dict:

@@ -27,7 +27,7 @@ from core.progress import say
 from data.document import Document, Dropped
 from data.packages import package
 from data.sources import record, tfrecord
-from data.sources.folder import BYTES_PER_PARTITION
+from data.sources.folder import partition_bytes
 
 PREFIX = "tfds:"
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\w.*]+))?")
@@ -75,12 +75,14 @@ def inputs(root: str) -> dict[str, Any]:
 
 def partitions(root: str) -> list[list[Piece]]:
     """Records that workers read on their own: those of small files together, of a large file in several parts."""
+    pieces = _open(root).pieces
+    most = partition_bytes(sum(size for _, size in pieces))
     groups: list[list[Piece]] = []
     room = 0
-    for piece, size in itertools.chain.from_iterable(_parts(*piece) for piece in _open(root).pieces):
+    for piece, size in itertools.chain.from_iterable(_parts(*piece, most) for piece in pieces):
         if not groups or size > room:
             groups.append([])
-            room = BYTES_PER_PARTITION
+            room = most
         groups[-1].append(piece)
         room -= size
     return groups
@@ -205,10 +207,10 @@ def _piece(folder: Path, instruction: Any, root: str) -> tuple[Piece, int]:
     return Piece(path.name, instruction.skip, instruction.skip + instruction.take), size
 
 
-def _parts(piece: Piece, size: int) -> Iterator[tuple[Piece, int]]:
-    """A piece in parts no larger than a partition, if all its records are alike; and their sizes."""
+def _parts(piece: Piece, size: int, most: int) -> Iterator[tuple[Piece, int]]:
+    """A piece in parts of at most so many bytes, if all its records are alike; and their sizes."""
     records = piece.end - piece.first
-    count = max(1, min(-(-size // BYTES_PER_PARTITION), records))
+    count = max(1, min(-(-size // most), records))
     bounds = [piece.first + records * number // count for number in range(count + 1)]
     for first, end in itertools.pairwise(bounds):
         yield Piece(piece.file, first, end), size // count

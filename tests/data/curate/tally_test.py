@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.curate import counts, diversity, samples
-from data.curate.counts import Names, entropy, host, length_bin, score_bins
+from data.curate.counts import Copies, Names, entropy, host, length_bin, score_bins
 from data.curate.diversity import TextSample
 from data.curate.partition import to_batch
-from data.curate.samples import Firsts, Group, Samples, changed_row
+from data.curate.samples import Firsts, Group, Samples, changed_row, digest
 from data.curate.step import replace
 from data.document import Document, id_hash
 
@@ -179,3 +179,13 @@ def test_two_topics_are_one_bit():
 def test_words_beyond_the_bound_are_not_counted(monkeypatch):
     monkeypatch.setattr(diversity, "WORDS", 10)
     assert diversity.diversity(["a b c d"] * 5)["words"] == 10
+
+
+def test_sizes_of_many_clusters_are_estimated_from_an_even_share(monkeypatch):
+    monkeypatch.setattr("data.curate.counts.CLUSTERS", 500)
+    copies = Copies()
+    for name in [*range(4000), *range(2000)]:  # half of the clusters have three documents, half two
+        copies.add(digest(str(name)))
+    assert copies.one_in > 1
+    assert len(copies.counts) <= 1000
+    assert {size: round(number, -3) for size, number in copies.sizes().items()} == {2: 2000, 3: 2000}

@@ -203,7 +203,7 @@ def test_a_large_file_is_shared_among_workers(tmp_path, monkeypatch):
     as_tfrecord(folder)
     whole = ids(f"tfds:{folder}")
     assert len(tfds.partitions(f"tfds:{folder}")) == 1
-    monkeypatch.setattr(tfds, "BYTES_PER_PARTITION", 20_000)
+    monkeypatch.setattr("data.sources.folder.LEAST_BYTES", 20_000)
     found = tfds.partitions(f"tfds:{folder}")
     assert len(found) > 8
     assert max(len(partition) for partition in found) == 1
@@ -213,7 +213,7 @@ def test_a_large_file_is_shared_among_workers(tmp_path, monkeypatch):
 @given(st.integers(0, 1000), st.integers(1, 1000), st.integers(0, 1 << 40))
 def test_parts_are_all_records_once(first, count, size):
     piece = tfds.Piece("f", first, first + count)
-    parts = [part for part, _ in tfds._parts(piece, size)]
+    parts = [part for part, _ in tfds._parts(piece, size, 64 << 20)]
     assert [number for part in parts for number in range(part.first, part.end)] == list(range(first, first + count))
     assert all(part.end > part.first for part in parts)
 
