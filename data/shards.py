@@ -1,7 +1,7 @@
 """Token shards: one ArrayRecord record a document, and beside each shard an index of its documents.
 
     train-00000.array_record     ids of a document, little-endian uint16 or uint32
-    train-00000.index.parquet    id, source, tokens, bytes and checksum of each document, in the same order
+    train-00000.index.parquet    id, source, license, tokens, bytes and checksum of each document, in the same order
 
 Tokens are stored once, per document; rows of any length are views of them (`data/rows.py`).
 
@@ -28,6 +28,7 @@ from core.files import atomic_write, hash_file
 
 # Uncompressed records of one document: 56k random reads a second, where blocks of 64 under zstd give 3k.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+COLUMNS = ("id", "source", "license", "tokens", "bytes", "crc32", "predicted", "predicted_bytes")  # of an index
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -45,6 +46,7 @@ class TokenDocument:
     bytes: int  # of the text in UTF-8
     trained: np.ndarray | None = None  # bool, which ids are trained on; None: all
     trained_bytes: int | None = None  # of their text
+    license: str = ""
 
     def record(self, dtype: np.dtype) -> bytes:
         """What is stored."""
@@ -79,7 +81,7 @@ def end_to_end(parts: list[Tokens]) -> Tokens:
 
 def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype) -> dict:
     """Writes a shard and its index; returns what the manifest records of them."""
-    index: dict[str, list] = {"id": [], "source": [], "tokens": [], "bytes": [], "crc32": []}
+    index: dict[str, list] = {"id": [], "source": [], "license": [], "tokens": [], "bytes": [], "crc32": []}
     masked: dict[str, list] = {"predicted": [], "predicted_bytes": []}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -89,6 +91,7 @@ def write_shard(path: Path, documents: Iterable[TokenDocument], dtype: np.dtype)
         writer.write(record)
         index["id"].append(document.id)
         index["source"].append(document.source)
+        index["license"].append(document.license)
         index["tokens"].append(len(document.ids))
         index["bytes"].append(document.bytes)
         index["crc32"].append(zlib.crc32(record))
@@ -155,7 +158,7 @@ class TokenShards:
             raise UserError(f"{folder} holds no documents; give more text")
         self.starts = np.cumsum([0, *map(len, indexes)])
         self.generation_starts = np.array([0, *generation_ends.values()])
-        index = pa.concat_tables(map(_with_predicted, indexes))
+        index = pa.concat_tables(map(_with_all_columns, indexes))
         self.document_ids = index["id"]  # Arrow's, since a Python string takes 70 bytes more
         self.lengths = index["tokens"].to_numpy().astype(np.int64)
         self.bytes = index["bytes"].to_numpy().astype(np.int64)
@@ -165,9 +168,8 @@ class TokenShards:
         predicted = index["predicted"].fill_null(0).to_numpy()
         self.predicted = np.where(self.masked, predicted, np.maximum(self.lengths - 1, 0))
         self.predicted_bytes = np.where(self.masked, index["predicted_bytes"].fill_null(0).to_numpy(), self.bytes)
-        sources = index["source"].dictionary_encode().unify_dictionaries().combine_chunks()
-        self.source_names: list[str] = sources.dictionary.to_pylist()
-        self.source_of = sources.indices.to_numpy()
+        self.source_names, self.source_of = _names(index["source"])
+        self.license_names, self.license_of = _names(index["license"])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -184,6 +186,10 @@ class TokenShards:
     def source(self, document: int) -> str:
         """The source of a document by its number."""
         return self.source_names[self.source_of[document]]
+
+    def license(self, document: int) -> str:
+        """The licence of a document by its number, empty where none is known."""
+        return self.license_names[self.license_of[document]]
 
     def read(self, documents: np.ndarray) -> list[np.ndarray]:
         """Token ids of the documents with these numbers, in the order asked, each checked against its checksum."""
@@ -219,12 +225,18 @@ class TokenShards:
             raise UserError(f"{self.paths[shard]} is damaged ({reason}); tokenize again") from error
 
 
-def _with_predicted(index: pa.Table) -> pa.Table:
-    """An index with the columns of conversations, also where it has none."""
-    for name in ("predicted", "predicted_bytes"):
-        if name not in index.column_names:
-            index = index.append_column(name, pa.nulls(len(index), pa.int64()))
-    return index
+def _with_all_columns(index: pa.Table) -> pa.Table:
+    """An index with the columns of conversations, also where it has none, and with licences."""
+    nothing = {"license": pa.repeat("", len(index))}
+    nothing |= {name: pa.nulls(len(index), pa.int64()) for name in ("predicted", "predicted_bytes")}
+    columns = [index[name] if name in index.column_names else nothing[name] for name in COLUMNS]
+    return pa.table(dict(zip(COLUMNS, columns)))
+
+
+def _names(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The names that there are, and which of them each document has."""
+    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _open_index(path: Path, shard: dict) -> pa.Table:

@@ -275,15 +275,15 @@ def _encode_shard(task: tuple) -> tuple[str, dict[str, Any]]:
     def encoded():
         nonlocal not_lossless
         for document in read_documents(workdir / CURATED / f"{name}.parquet"):
+            own = {"bytes": len(document.text.encode()), "license": document.license}
             if is_conversation(document):
                 talk = encode_document(tokenizer, template, document)
                 not_lossless += not talk.lossless
-                size = len(document.text.encode())
-                yield TokenDocument(document.id, document.source, talk.ids, size, talk.trained, talk.trained_bytes)
-                continue
-            ids = tokenizer.document(document.text)
-            not_lossless += tokenizer.decode(ids) != document.text
-            yield TokenDocument(document.id, document.source, ids, len(document.text.encode()))
+                own |= {"ids": talk.ids, "trained": talk.trained, "trained_bytes": talk.trained_bytes}
+            else:
+                own["ids"] = tokenizer.document(document.text)
+                not_lossless += tokenizer.decode(own["ids"]) != document.text
+            yield TokenDocument(document.id, document.source, **own)
 
     shard = write_shard(path, encoded(), token_dtype(tokenizer.vocab_size))
     shard["not_lossless"] = not_lossless

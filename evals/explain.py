@@ -58,9 +58,10 @@ def _explain_step(run: Run, workdir: Path, plan: Plan, step: int, checkpoint: in
         predicted = 0 if batch is None else batch.weights_BT[found.row, inside].sum()  # of conversations not all
         loss = f"{nats_BT[found.row, inside].sum() / predicted:.4f}" if predicted else "-"
         source, name = shards.source(piece.document), shards.document_id(piece.document)
+        license = shards.license(piece.document) or "-"
         where = (f"{piece.start}-{inside.stop}", f"{piece.begin}-{piece.begin + piece.size}")
-        rows.append((found.row, *where, found.epoch, source, loss, name))
-    _print(("row", "positions", "tokens", "epoch", "source", "loss", "document"), rows)
+        rows.append((found.row, *where, found.epoch, source, license, loss, name))
+    _print(("row", "positions", "tokens", "epoch", "source", "license", "loss", "document"), rows)
     state = f"loss in nats a token under the checkpoint of step {saved:,}" if saved is not None else "no loss"
     say(
         f"explain: step {step:,} of {plan.steps:,}, stage {segment.number + 1}: {segment.stage.rows} rows of "

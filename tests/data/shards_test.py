@@ -104,6 +104,14 @@ def test_conversations_come_back_with_what_is_trained_on(tmp_path_factory, masks
     assert shards.predicted_bytes.tolist() == [9 if mask is None else 5 for mask in masks]
 
 
+def test_the_licence_of_a_document_stays_with_its_tokens(tmp_path):
+    licenses = ["CC-BY-4.0", "", "MIT", "MIT"]
+    documents = [TokenDocument(f"d{i}", "s", [1, 2], 9, license=one) for i, one in enumerate(licenses)]
+    manifest = write_shard(tmp_path / "train-0.array_record", documents, np.dtype("<u2"))
+    shards = TokenShards(tmp_path, [manifest], "<u2")
+    assert [shards.license(number) for number in range(4)] == licenses
+
+
 def given_mask(mask):
     return () if mask is None else (np.array(mask), 5)
 
@@ -115,6 +123,7 @@ def test_a_shard_without_conversations_is_as_it_always_was(shard):
     assert pq.read_schema(index_path(shard[0] / manifest["name"])).names == [
         "id",
         "source",
+        "license",
         "tokens",
         "bytes",
         "crc32",
