@@ -38,6 +38,17 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
+def allocate(file: IO[bytes], size: int) -> None:
+    """Makes an empty file so long, of zeros, with room on the disk: a full one is then told here.
+
+    A write to a mapped file for which there is no room would end the process by SIGBUS.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON, whole or not at all."""
     with atomic_write(path, "w") as file:

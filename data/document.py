@@ -56,14 +56,14 @@ def id_hash(identifier: str, salt: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-ROW_GROUP = 256  # documents held in memory by a writer or a reader
+ROW_GROUP, ROW_GROUP_CHARS = 256, 1 << 20  # held in memory by a writer or a reader; the first of both ends it
 
 
 class DocumentWriter:
     """Writes one Parquet shard, whole or not at all, a row group at a time."""
 
     def __init__(self, path: Path):
-        self.path, self.rows = path, []
+        self.path, self.rows, self.room = path, [], ROW_GROUP_CHARS
 
     def __enter__(self) -> "DocumentWriter":
         with contextlib.ExitStack() as stack:
@@ -79,7 +79,8 @@ class DocumentWriter:
     def add(self, document: Document) -> None:
         """Adds a document; the order of calls is the order in the shard."""
         self.rows.append({**vars(document), "meta": json.dumps(document.meta)})
-        if len(self.rows) == ROW_GROUP:
+        self.room -= len(document.text)
+        if len(self.rows) == ROW_GROUP or self.room <= 0:
             self._flush()
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -94,15 +95,15 @@ class DocumentWriter:
     def _flush(self) -> None:
         if self.rows:
             self.writer.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA))
-            self.rows = []
+            self.rows, self.room = [], ROW_GROUP_CHARS
 
 
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of one shard, in order, a row group at a time."""
     try:
         shard = pq.ParquetFile(path)
-        for batch in shard.iter_batches(batch_size=ROW_GROUP):
-            for row in batch.to_pylist():
+        for number in range(shard.num_row_groups):
+            for row in shard.read_row_group(number, use_threads=False).to_pylist():
                 yield Document(**{**row, "meta": json.loads(row["meta"])})
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); curate again") from error

@@ -16,11 +16,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.curate import shuffle, signatures
 from data.curate.forest import Forest, chunks, mapped
-from data.curate.minhash import MIX
+from data.curate.minhash import COLUMN, MIX
+from data.curate.seen import Seen
 
 Keep = Literal["first", "longest"]
 WRITTEN = 1 << 17  # documents whose keys are sorted and written together, 29 MB
@@ -61,8 +63,8 @@ def members(
     folder.mkdir(parents=True)
     try:
         with _Writer(folder, buckets) as writer:
-            before = sum(map(writer.add, known))
-            count = before + sum(map(writer.add, files))
+            before = writer.add(known)
+            count = before + writer.add(files)
         if count > before:
             forest = Forest(count, folder / "parents")
             for bucket in range(buckets):
@@ -88,7 +90,7 @@ class _Writer:
         self.folder, self.buckets = folder, buckets
         self.first = 0  # of the documents whose keys wait to be written
         self.keys: list[np.ndarray] = []
-        self.bytes = 0  # of ids
+        self.count, self.bytes = 0, 0  # of all documents, and of their ids
 
     def __enter__(self) -> "_Writer":
         with contextlib.ExitStack() as stack:
@@ -103,22 +105,32 @@ class _Writer:
     def __exit__(self, *failure: object) -> bool | None:
         return self.stack.__exit__(*failure)
 
-    def add(self, path: Path) -> int:
-        """All documents of a file of signatures; how many they are."""
-        count = 0
-        for batch in signatures.read(path):
-            ids = [one.encode() for one in batch.column("id").to_pylist()]
-            self.ids.write(b"".join(ids))
-            ends = self.bytes + np.cumsum(list(map(len, ids)))
-            self.bytes = int(ends[-1])
-            self.ends.write(ends.astype(np.int64))
-            self.order.write(batch.column("order").to_numpy())
-            self.shortness.write(~batch.column("chars").to_numpy())
-            self.keys.append(bucket_keys(signatures.numbers(batch), self.buckets))
-            count += len(batch)
-            if sum(map(len, self.keys)) >= WRITTEN:
-                self._write_keys()
-        return count
+    def add(self, files: Sequence[Path]) -> int:
+        """All documents of files that have a signature; how many they are.
+
+        Of an id that is there twice the first counts, as in the merge of the runs.
+        """
+        before = self.count
+        with Seen(self.folder / "seen", sum(pq.read_metadata(path).num_rows for path in files)) as seen:
+            for rows in itertools.chain.from_iterable(map(signatures.read, files)):
+                first = pa.array(map(seen.add, rows.column("id").to_pylist()), pa.bool_())
+                self._add(rows.filter(pc.and_(first, pc.is_valid(rows.column(COLUMN)))))
+        return self.count - before
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        if not len(batch):
+            return
+        ids = [one.encode() for one in batch.column("id").to_pylist()]
+        self.ids.write(b"".join(ids))
+        ends = self.bytes + np.cumsum(list(map(len, ids)))
+        self.bytes = int(ends[-1])
+        self.ends.write(ends.astype(np.int64))
+        self.order.write(batch.column("order").to_numpy())
+        self.shortness.write(~batch.column("chars").to_numpy())
+        self.keys.append(bucket_keys(signatures.numbers(batch), self.buckets))
+        self.count += len(batch)
+        if sum(map(len, self.keys)) >= WRITTEN:
+            self._write_keys()
 
     def _write_keys(self) -> None:
         """Sorted, so that a range of them is in few row groups."""
@@ -222,7 +234,7 @@ class _Clusters:
         order = self.order[numbers]
         rows = np.argsort(order)
         order = order[rows]
-        if (order[1:] == order[:-1]).any():  # once in some billion documents, or an id that is there twice
+        if (order[1:] == order[:-1]).any():  # once in some billion documents
             return np.array(sorted(numbers.tolist(), key=lambda number: (self.order[number], self.id(number))))
         return numbers[rows]
 
@@ -234,5 +246,4 @@ class _Clusters:
             columns = (own, self.order[own], self.kept[roots], self.sizes[roots])
             for number, order, kept, size in zip(*(column.tolist() for column in columns)):
                 name, other = self.id(number), self.id(kept)
-                # An id that is there twice is one document; the merge of the runs keeps one of it.
-                yield Member(name, order, name != other or kept < self.before, other, size)
+                yield Member(name, order, number != kept, other, size)

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
+from core.files import allocate
+
 CHUNK = 1 << 17  # numbers that a pass over all of them holds in memory
 
 
 def mapped(path: Path, count: int, kind: type, value: int) -> np.ndarray:
     """An array of one value in a new file."""
-    array = np.memmap(path, kind, "w+", shape=(count,))
+    with path.open("wb") as file:
+        allocate(file, count * np.dtype(kind).itemsize)
+    array = np.memmap(path, kind, "r+", shape=(count,))
     for part in chunks(count):
         array[part] = value
     return array

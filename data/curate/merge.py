@@ -76,21 +76,21 @@ def write_splits(merge: Merge, where: Path, tally: Tally) -> list[Path]:
 def _kept(merge: Merge, drop: Callable[..., None]) -> Iterator[Document]:
     """All documents in hash order of their id, a row group of each run in memory.
 
-    Drops repeated ids, near-duplicates and, where the recipe says so, repeated texts, also of those in the `known`
-    shards; `drop` is `Tally.drop`.
+    Drops all but the first of repeated ids, whatever becomes of that; near-duplicates; and, where the recipe says so,
+    repeated texts, also of those in the `known` shards. `drop` is `Tally.drop`.
     """
     near, last_id = _Near(merge.near), None
     with _seen(merge) as is_new:
         for document in merged(merge.runs):
-            kept = near.kept_for(document.id)
             if document.id == last_id:
                 drop(document, "ids", "duplicate_id")
-            elif kept is not None:
+                continue
+            last_id = document.id
+            if (kept := near.kept_for(document.id)) is not None:
                 drop(document, "minhash", "near_duplicate", kept=kept)
             elif not is_new(document.text):
                 drop(document, "exact_duplicates", "exact_duplicate", kept="")
             else:
-                last_id = document.id
                 yield document
 
 

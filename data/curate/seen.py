@@ -4,6 +4,8 @@ import hashlib
 import mmap
 from pathlib import Path
 
+from core.files import allocate
+
 SIZE = 16  # bytes of a digest: two of 10^12 texts share one with a probability of 10^-15
 
 
@@ -17,7 +19,7 @@ class Seen:
     def __enter__(self) -> "Seen":
         with self.path.open("w+b") as file:
             self.path.unlink()
-            file.truncate(self.slots * SIZE)
+            allocate(file, self.slots * SIZE)
             self.table = mmap.mmap(file.fileno(), 0)
         return self
 

@@ -1,8 +1,8 @@
-"""Files of MinHash signatures: one row for each document that has one, in Parquet.
+"""Files of MinHash signatures: one row for each document, in Parquet.
 
 id, order    of the document, and the hash of its id by which all documents are ordered
 chars        of its text
-minhash      the signature; the settings that made it are in the file's metadata
+minhash      the signature, null where it has too few words; the settings that made it are in the file's metadata
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class SignatureWriter:
         order = pa.array(np.array([id_hash(one, "order") for one in ids], np.uint64))
         columns = [batch.column("id"), order, pc.utf8_length(batch.column("text")).cast(pa.int64())]
         rows = pa.RecordBatch.from_arrays([*columns, batch.column(COLUMN)], schema=self.schema)
-        self.writer.write_batch(rows.filter(pc.is_valid(batch.column(COLUMN))), row_group_size=ROWS)
+        self.writer.write_batch(rows, row_group_size=ROWS)
         return batch.drop_columns([COLUMN])
 
 

@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
 from core.errors import UserError
-from core.files import Stage, atomic_write, fingerprint, read_stage, write_json
+from core.files import Stage, allocate, atomic_write, fingerprint, read_stage, write_json
 
 
 def test_atomic_write_leaves_the_old_file_when_the_block_fails(tmp_path):
@@ -101,3 +102,13 @@ except UserError as error:
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "is being made by process" in result.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system has no posix_fallocate")
+def test_what_is_allocated_has_room_on_the_disk(tmp_path):
+    """A sparse file would end whoever writes to its mapping by SIGBUS when the disk is full."""
+    with (tmp_path / "table").open("wb") as file:
+        allocate(file, 1 << 20)
+    status = (tmp_path / "table").stat()
+    assert status.st_size == 1 << 20
+    assert status.st_blocks * 512 >= 1 << 20

@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from data.document import ROW_GROUP, Document, DocumentWriter, read_documents
@@ -62,3 +63,12 @@ def test_a_failure_of_the_caller_leaves_nothing(tmp_path, ignored):
     gc.collect()
     assert list(tmp_path.iterdir()) == []
     assert ignored == []
+
+
+def test_long_documents_end_a_row_group_early(tmp_path):
+    """A reader holds one; 64 of them are open in the merge."""
+    with DocumentWriter(tmp_path / "long.parquet") as writer:
+        for number in range(6):
+            writer.add(Document(str(number), "x" * 600_000, "text"))
+    assert pq.ParquetFile(tmp_path / "long.parquet").num_row_groups == 3
+    assert [one.id for one in read_documents(tmp_path / "long.parquet")] == list("012345")

@@ -9,7 +9,7 @@ import pytest
 
 from data.config import DataConfig
 from data.curate import engine, partition
-from data.document import read_documents
+from data.document import id_hash, read_documents
 
 pytest.importorskip("daft")
 WORDS = [
@@ -62,6 +62,23 @@ def test_one_of_each_group_stays(folders):
         assert one["detail"] in stays
         assert one["detail"].split("/")[1] == one["id"].split("/")[1]
     assert all("minhash" not in document.meta for document in stays.values())
+
+
+def test_of_an_id_that_is_there_twice_the_first_counts(folders):
+    """Whatever the second is near to: it is dropped for its id, and the first is not for what the second is."""
+    copy = (folders / "in0" / "0.txt").read_text().replace("a", "b", 1)
+    texts = {"x": (folders / "in0" / "own.txt").read_text(), "short": "too short"}
+    rows = [{"id": "x", "text": texts["x"]}, {"id": "s", "text": texts["short"]}]
+    (folders / "in0" / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folders / "in0" / "own.txt").unlink()
+    again = [{"id": one, "text": copy} for one in "xs"]
+    (folders / "in0" / "b.jsonl").write_text("\n".join(map(json.dumps, again)))
+    engine.curate(config(folders, copies=1), folders / "w")
+    found = {one: document.text for one, document in kept(folders / "w").items()}
+    assert (found["s0/x"], found["s0/s"]) == (texts["x"], texts["short"])
+    assert [(one["id"], one["reason"]) for one in dropped(folders / "w")] == [
+        (f"s0/{one}", "duplicate_id") for one in sorted("xs", key=lambda one: id_hash(f"s0/{one}", "order"))
+    ]
 
 
 def test_the_longest_stays(folders):
