@@ -34,7 +34,7 @@ from data.config import DataConfig
 from data.curate.merge import Merge, find_near_duplicates, write_splits
 from data.curate.minhash import MinHash
 from data.curate.partition import SIGNATURES, curate_partition, signatures_of
-from data.curate.recipe import at, build_recipe, find, recipe_spec
+from data.curate.recipe import at, build_recipe, find, own_module, recipe_spec
 from data.curate.report import PAGE, draw, write_report
 from data.curate.runs import gather
 from data.curate.tally import Tally
@@ -143,9 +143,13 @@ def _made_with(steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(name: str, step: Any) -> dict[str, str]:
-    """Hashes of the files that a step reads, by its name and theirs; of several alike the later have a number."""
+    """Hashes of the files that a step reads, and of a user's own module, by its name and theirs.
+
+    Of several alike the later have a number.
+    """
     found: dict[str, str] = {}
-    for path in step.files() if hasattr(step, "files") else ():
+    own = [path] if (path := own_module(step)) else []
+    for path in [*own, *(step.files() if hasattr(step, "files") else ())]:
         alike = (f"{name}: {path.name}{f' ({number})' if number else ''}" for number in itertools.count())
         found[next(key for key in alike if key not in found)] = hash_file(path)
     return found

@@ -69,7 +69,7 @@ def write_splits(merge: Merge, where: Path, tally: Tally) -> list[Path]:
             tally.keep(document, split)
         needed = ("train",) if merge.later else ("train", "heldout")
         if not all(tally.splits[split]["documents"] for split in needed):
-            raise UserError(_nothing_left(config, tally))
+            raise UserError(_nothing_left(merge, tally))
     return [heldout, *shards]
 
 
@@ -142,10 +142,13 @@ def _heldout_bound(merge: Merge) -> int:
     return least + 1
 
 
-def _nothing_left(config: DataConfig, tally: Tally) -> str:
+def _nothing_left(merge: Merge, tally: Tally) -> str:
+    config = merge.config
     place = ", ".join(config.sources.values()) or config.path or "the Python installation"
     summary = tally.summary()
     reasons = ", ".join(f"{reason} {count}" for reason, count in summary["dropped"].items())
+    if merge.later:
+        return f"{place} adds nothing (dropped: {reasons or 'none'}); take it out of data.added, or add more to it"
     return (
         f"{place} leaves {summary['train']['documents']} documents to train on and "
         f"{summary['heldout']['documents']} held out (dropped: {reasons or 'none'}); both need one: give more "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +81,14 @@ def at(workdir: Path, recipe: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any
         {**entry, "model": own} if entry.get("step") == "quality_score" and not entry.get("model") else entry
         for entry in recipe
     )
+
+
+def own_module(step: Any) -> Path | None:
+    """The file of a user's step, whose change makes a corpus stale."""
+    kind = type(step.step if isinstance(step, Only) else step)
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return None
+    return Path(sys.modules[kind.__module__].__file__)
 
 
 def find(steps: dict[str, Any], kind: type[T]) -> T | None:

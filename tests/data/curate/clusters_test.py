@@ -5,7 +5,6 @@ import itertools
 import os
 import pydoc_data.topics
 import random
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from data.curate.forest import Forest
 from data.curate.minhash import MinHash
 from data.curate.partition import to_batch
 from data.document import Document, id_hash
+from lab import real
 
 pytest.importorskip("daft")
 STEP = MinHash(buckets=2, hashes_per_bucket=2)
@@ -289,18 +289,14 @@ def test_near_copies_are_found_and_nothing_else(tmp_path, method):
     assert {one.id: one.kept for one in found} == {name: name.removeprefix("copy of ") for name in copies}
 
 
-ARTICLES = os.environ.get("QUINTET_NEARDUP", "")
-
-
-@pytest.mark.skipif(
-    not ARTICLES, reason="QUINTET_NEARDUP is no folder with the articles of github.com/chrisjmccormick/MinHash"
-)
 @pytest.mark.parametrize("method", ["fineweb", "fast"])
 @pytest.mark.parametrize("count", [100, 1000])
 def test_gold_pairs_are_found_and_no_other(tmp_path, method, count):
-    with gzip.open(Path(ARTICLES) / f"articles_{count}.train.gz", "rt") as file:
+    """Articles of github.com/chrisjmccormick/MinHash."""
+    folder = real("neardup")
+    with gzip.open(folder / f"articles_{count}.train.gz", "rt") as file:
         texts = dict(line.split(" ", 1) for line in file)
-    gold = {frozenset(line.split()) for line in (Path(ARTICLES) / f"articles_{count}.truth").read_text().splitlines()}
+    gold = {frozenset(line.split()) for line in (folder / f"articles_{count}.truth").read_text().splitlines()}
     path = made(tmp_path, "articles", texts, MinHash(method=method))
     found = list(clusters.duplicates([path], [], tmp_path))
     assert {frozenset((one.id, one.kept)) for one in found} == gold

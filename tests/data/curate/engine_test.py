@@ -13,6 +13,23 @@ from lab import make_corpus
 RECIPE = ({"step": "length", "min_chars": 20}, {"step": "exact_duplicates"})
 
 
+OWN_STEP = """
+import dataclasses
+from typing import ClassVar
+
+from data.curate.step import TextRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Shouting(TextRule):
+    version: ClassVar[int] = 1
+    most: float = 0.3
+
+    def reason(self, text):
+        return "shouting" if sum(map(str.isupper, text)) > self.most * len(text) else None
+"""
+
+
 def config(path, **changes):
     return DataConfig(
         **{"path": str(path), "recipe": RECIPE, "shards": 2, "heldout_fraction": 0.3, "workers": 1, **changes}
@@ -74,6 +91,30 @@ def test_runs_that_are_merged_in_groups_first_change_nothing(tmp_path, monkeypat
     at_once = engine.curate(config(root), tmp_path / "a")
     monkeypatch.setattr("data.curate.runs.FAN_IN", 2)
     assert engine.curate(config(root), tmp_path / "b")["hashes"] == at_once["hashes"]
+
+
+def test_a_change_of_a_users_own_step_makes_the_corpus_stale(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "own_steps.py"
+    module.write_text(OWN_STEP)
+    own = config(make_corpus(tmp_path / "in"), recipe=({"step": "own_steps:Shouting"},))
+    engine.curate(own, tmp_path / "w")
+    engine.require_curated(own, tmp_path / "w")
+    module.write_text(OWN_STEP.replace("0.3", "0.4"))
+    with pytest.raises(UserError, match=r"own_steps:Shouting: own_steps.py has changed since it was made"):
+        engine.require_curated(own, tmp_path / "w")
+    with pytest.raises(UserError, match="own_steps"):
+        engine.curate(own, tmp_path / "w")
+
+
+def test_an_addition_of_which_nothing_is_new_is_named(tmp_path):
+    root = make_corpus(tmp_path / "in")
+    recipe = ({"step": "exact_duplicates"},)
+    own = config(root, recipe=recipe, added=({"again": str(root)},))
+    with pytest.raises(
+        UserError, match=r"adds nothing \(dropped: exact_duplicate \d+\); take it out"
+    ):
+        engine.curate(own, tmp_path / "w")
 
 
 def test_an_interrupted_run_continues_and_gives_the_same(tmp_path, monkeypatch):
