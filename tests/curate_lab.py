@@ -1,10 +1,12 @@
 """Steps of curation that do little, documents for them, and tasks for its workers."""
 
 import dataclasses
+import io
 import json
 import os
 import random
 import re
+import tarfile
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from data.curate.step import Outcome, TextRule, replace, texts
+from data.curate.url import ARCHIVE
 from data.workers import advance
 
 # Not those of `lab`, which imports JAX: a worker needs half a minute for that where another works too.
@@ -68,6 +71,26 @@ def make_documents(folder: Path, count: int = 300) -> Path:
         )
         (folder / f"{part}.jsonl").write_text(lines + "{not json\n" * part)
     return folder
+
+
+def write_lists(folder: Path, domains: str, urls: str) -> None:
+    """Small lists of addresses, as datatrove's are."""
+    write_archive(folder, domains=domains, urls=urls)
+    for name, words in (
+        ("banned_words", "casino"),
+        ("soft_banned_words", "poker\nbet\nluck"),
+        ("banned_subwords", "free-stuff"),
+    ):
+        (folder / f"{name}.txt").write_text(f"{words}\n")
+
+
+def write_archive(folder: Path, **texts: str) -> None:
+    """Those that come in an archive."""
+    with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
+        for name, text in texts.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
 
 
 def square(number: int) -> int:

@@ -9,7 +9,6 @@ The runs of all items are a sorted array of 64-bit hashes in a file, made once, 
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,10 +19,12 @@ from core.config import require
 from core.errors import UserError
 from core.files import atomic_write, fingerprint, hash_file, read_json, write_json
 from core.progress import say
+from data.curate.cache import made_once
 from data.curate.items import ItemFile, item_files, read_items
 from data.curate.ngrams import Words, runs, words
 from data.curate.step import Outcome, texts
 
+ENDINGS = ("-hashes.npy", "-items.npy", "-bits.npy", ".json")  # of the files of an index
 MAX_DETAIL = 300  # characters
 BETWEEN = np.array([0x6A09E667F3BCC908], np.uint64)
 
@@ -160,17 +161,17 @@ def _made(step: Decontaminate) -> dict[str, Path]:
     """The files of the index by their endings, made where they are not there."""
     files = item_files(step.items)
     of = {**dataclasses.asdict(step), "items": [[file.name, hash_file(file.path)] for file in files]}
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintet"
     name = f"items-{fingerprint({'version': step.version, **of})[:16]}"
-    paths = {end: cache / f"{name}{end}" for end in ("-hashes.npy", "-items.npy", "-bits.npy", ".json")}
-    if not all(path.exists() for path in paths.values()):
-        say(f"curate: the runs of words of {len(files):,} files of items are hashed into {cache}, once")
+
+    def make(paths: list[Path]) -> None:
         arrays, said = _build(step, files)
-        for end, array in zip(paths, arrays):
-            with atomic_write(paths[end]) as out:
+        for path, array in zip(paths, arrays):
+            with atomic_write(path) as out:
                 np.save(out, array)
-        write_json(paths[".json"], said)
-    return paths
+        write_json(paths[-1], said)
+
+    what = f"the runs of words of {len(files):,} files of items"
+    return dict(zip(ENDINGS, made_once([f"{name}{end}" for end in ENDINGS], make, what)))
 
 
 def _build(step: Decontaminate, files: list[ItemFile]) -> tuple[list[np.ndarray], dict[str, Any]]:

@@ -11,7 +11,6 @@ import functools
 import gzip
 import hashlib
 import importlib.util
-import os
 import re
 import tarfile
 import zlib
@@ -25,11 +24,12 @@ import pyarrow as pa
 from core.config import require
 from core.errors import UserError
 from core.files import atomic_write, hash_file
-from core.progress import say
+from data.curate.cache import made_once
 from data.curate.step import Outcome
 from data.packages import package
 
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
+HASHED = ("domains", "urls")  # lists in it
 WORDS = ("banned_words", "soft_banned_words", "banned_subwords")
 LISTS = (ARCHIVE, *(f"{name}.txt" for name in WORDS))
 NOT_WORDS = re.compile(r"[^a-zA-Z0-9]+")
@@ -152,19 +152,18 @@ def _words(path: Path) -> frozenset[str]:
 def _hashes(folder: Path) -> list[Path]:
     """Files of sorted hashes of the domains and the addresses, made where they are not there."""
     archive = folder / ARCHIVE
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quintet"
     made_from = f"{UrlFilter.version}-{hash_file(archive)[:16]}"
-    paths = [cache / f"{name}-{made_from}.npy" for name in ("domains", "urls")]
-    if not all(path.exists() for path in paths):
-        say(f"curate: the lists of {archive} are hashed into {cache}, once")
+
+    def make(paths: list[Path]) -> None:
         try:
             with tarfile.open(archive, "r:gz") as lists:
-                for path, name in zip(paths, ("domains", "urls")):
+                for path, name in zip(paths, HASHED):
                     with atomic_write(path) as out:
                         np.save(out, _sorted(lists, name))
         except (tarfile.TarError, KeyError, EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"url_filter: {archive} is no archive of lists ({error})") from error
-    return paths
+
+    return made_once([f"{name}-{made_from}.npy" for name in HASHED], make, f"the lists of {archive}")
 
 
 def _sorted(lists: tarfile.TarFile, name: str) -> np.ndarray:

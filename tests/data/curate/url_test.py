@@ -1,11 +1,10 @@
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 
 from core.errors import UserError
+from curate_lab import write_archive, write_lists
 from data.config import DataConfig
 from data.curate import engine
 from data.curate.partition import through, to_batch
@@ -22,19 +21,8 @@ def lists(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "lists"
     folder.mkdir()
-    write(folder, domains="# comment\nbad.com\nsub.fine.org\nbad.co.uk\n", urls="http://fine.org/bad page\n")
-    (folder / "banned_words.txt").write_text("casino\n")
-    (folder / "soft_banned_words.txt").write_text("poker\nbet\nluck\n")
-    (folder / "banned_subwords.txt").write_text("free-stuff\n")
+    write_lists(folder, "# comment\nbad.com\nsub.fine.org\nbad.co.uk\n", "http://fine.org/bad page\n")
     return folder
-
-
-def write(folder, **texts):
-    with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
-        for name, text in texts.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +56,7 @@ def test_addresses_are_refused_for_datatroves_reasons(lists, url, reason):
 def test_the_hashes_are_made_once_and_follow_the_lists(lists, tmp_path):
     step = UrlFilter(lists=str(lists))
     step.prepare()
-    made = sorted((tmp_path / "cache" / "quintet").iterdir())
+    made = sorted((tmp_path / "cache" / "quintet").glob("[!.]*"))
     assert [len(np.load(path)) for path in made] == [3, 1]
     stamp = [path.stat().st_mtime_ns for path in made]
     step.prepare()
@@ -98,7 +86,7 @@ def test_words_of_which_nothing_is_left_refuse_nothing(lists):
     [
         lambda path: path.write_bytes(b"no archive"),
         lambda path: path.write_bytes(path.read_bytes()[:60]),
-        lambda path: write(path.parent, domains="a.com\n"),
+        lambda path: write_archive(path.parent, domains="a.com\n"),
     ],
 )
 def test_damaged_lists_are_told(lists, harm):
