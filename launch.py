@@ -229,7 +229,7 @@ class Experiment:
         """Pillar 1, a judge of documents."""
         from data.curate.train_classifier import train_classifier
 
-        train_classifier(self.parts["classifier"], self.workdir, self.parts["data"].workers, stale=self.stale)
+        train_classifier(self.parts["classifier"], self.parts["data"], self.workdir, stale=self.stale)
 
     def curate(self) -> None:
         """Pillar 1, the documents."""

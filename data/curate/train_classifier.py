@@ -5,9 +5,12 @@
 
 Logistic regression with a squared penalty has one best answer, which L-BFGS finds in the same steps each time. Both
 kinds of documents weigh the same however many there are of each, so 0.5 means: as likely of one as of the other.
+Pages are learnt from by the text that the config's recipe makes of them, which is what the judge will see.
 """
 
+import bisect
 import collections
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -21,17 +24,21 @@ from scipy import optimize, sparse, special
 from core.errors import UserError
 from core.files import Stage, Stale, atomic_write, hash_file, write_json
 from core.progress import say, track
-from data.config import ClassifierConfig
+from data.config import ClassifierConfig, DataConfig
 from data.curate import classifier
 from data.curate.classifier import FOLDER, SETTINGS, WEIGHTS, Classifier, columns_of, features
-from data.curate.engine import source_of
+from data.curate.engine import BUILT_IN, source_of
+from data.curate.extract import Extract
 from data.curate.items import item_files, read_records
 from data.curate.ngrams import words
-from data.document import Document, id_hash
+from data.curate.recipe import build_recipe, find
+from data.document import Document, Dropped, id_hash
+from data.packages import versions
+from data.sources.page import HTML
 from data.workers import process_map
 
 REPORT = "report.txt"
-VERSION = 1
+VERSION = 2
 ROWS = 1024  # documents at a time
 STEPS = 500  # of L-BFGS at most; it ends where the loss falls by less than a billionth of itself
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -67,6 +74,11 @@ class Place(NamedTuple):
             return {str(path): hash_file(path) for path in self.partitions()}
         return self.module.inputs(self.root)
 
+    def read(self, partition: Any, columns: dict[str, str]) -> Iterator[Document | Dropped]:
+        """What a folder, a file or a dataset holds."""
+        options = {} if self.path in BUILT_IN else {"columns": columns}
+        return self.module.read(self.root, partition, **options)
+
 
 class Example(NamedTuple):
     """The beginning of a labelled document. Sorted, they are in the order of a hash of their id."""
@@ -83,6 +95,21 @@ class Example(NamedTuple):
         return id_hash(self.id, "heldout")
 
 
+class Collected(NamedTuple):
+    """What there is to learn from, and what is not."""
+
+    examples: list[Example]
+    dropped: collections.Counter  # documents by their kind, true for those to be preferred, and reason
+
+    def lost(self, *kinds: bool) -> str:
+        """Those that were dropped, for the end of a line."""
+        reasons: collections.Counter = collections.Counter()
+        for (positive, reason), count in self.dropped.items():
+            reasons[reason] += count if positive in kinds else 0
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()) if count)
+        return f"; {reasons.total():,} were dropped ({listed})" if listed else ""
+
+
 class Taught(NamedTuple):
     """A model, and what it was taught and is judged with."""
 
@@ -94,9 +121,12 @@ class Taught(NamedTuple):
 
 
 def train_classifier(
-    config: ClassifierConfig, workdir: Path, workers: int = 0, *, stale: Stale = "refuse"
+    config: ClassifierConfig, data: DataConfig, workdir: Path, *, stale: Stale = "refuse"
 ) -> dict[str, Any]:
-    """Makes `workdir/classifier` and returns what was found on the documents held out."""
+    """Makes `workdir/classifier` and returns what was found on the documents held out.
+
+    Of `data` count the names of columns, the recipe's extraction of pages, and the workers.
+    """
     places = [Place(*one, path) for one, path in _paths(config).items()]
     if not {"positive", "negative"} <= {place.kind for place in places} and not config.scored:
         raise UserError(
@@ -105,13 +135,14 @@ def train_classifier(
         )
     settings = {key: value for key, value in vars(config).items() if type(value) in (int, float)}
     inputs = {f"{place.kind} {place.name}": place.inputs() for place in places}
-    made_by = {"version": VERSION, "features": classifier.VERSION}
-    stage = Stage(workdir / FOLDER, {**made_by, "classifier": settings, "input": inputs}, stale=stale)
+    spec = {"version": VERSION, "features": classifier.VERSION, "classifier": settings, "input": inputs}
+    stage = Stage(workdir / FOLDER, spec | _read_by(data), stale=stale)
     if stage.finished:
         say(f"train-classifier: {stage.folder} is up to date")
         return stage.summary
 
-    taught = teach(config, collect(config, places, workers))
+    collected = collect(config, data, places)
+    taught = teach(config, collected)
     found = evaluation(taught)
     described = {"version": classifier.VERSION, "bits": config.feature_bits, "max_chars": config.max_chars}
     paths = [stage.folder / name for name in (WEIGHTS, SETTINGS, REPORT)]
@@ -122,7 +153,8 @@ def train_classifier(
         file.write(report(taught, found))
     say(
         f"train-classifier: {len(taught.examples):,} documents; of {len(taught.heldout):,} held out "
-        f"{found['accuracy']:.1%} are told right, area under the curve {found['auc']:.4f}; see {paths[2]}"
+        f"{found['accuracy']:.1%} are told right, area under the curve {found['auc']:.4f}"
+        f"{collected.lost(True, False)}; see {paths[2]}"
     )
     return stage.finish(paths, found)
 
@@ -132,41 +164,97 @@ def _paths(config: ClassifierConfig) -> dict[tuple[str, str], str]:
     return {(name, kind): path for kind, paths in kinds.items() for name, path in paths.items()}
 
 
-def collect(config: ClassifierConfig, places: list[Place], workers: int) -> list[Example]:
+def _read_by(data: DataConfig) -> dict[str, Any]:
+    """What decides the text of a document beside its file."""
+    pages = _pages(data)
+    extract = {"version": pages.version, **dataclasses.asdict(pages)}
+    return {"extract": extract, "columns": data.columns, **versions([pages])}
+
+
+def _pages(data: DataConfig) -> Extract:
+    """What makes text of pages when the corpus is curated, where the judge will see it."""
+    return find(build_recipe(data.recipe), Extract) or Extract(method="visible")
+
+
+def collect(config: ClassifierConfig, data: DataConfig, places: list[Place]) -> Collected:
     """The labelled documents in order: at most so many of each kind, and a text once."""
-    tasks = [(config, place, partition) for place in places for partition in place.partitions()]
-    kept: dict[bool, list[Example]] = {True: [], False: []}
-    for examples in track(process_map(_read, tasks, workers), "train-classifier", len(tasks)):
-        for positive, own in kept.items():
-            own += (example for example in examples if example.positive == positive)
-            kept[positive] = sorted(own)[: config.documents]
+    pages = _pages(data)
+    tasks = [(config, place, partition, data.columns, pages) for place in places for partition in place.partitions()]
+    first, dropped = _First(config.documents), collections.Counter()
+    for own, lost in track(process_map(_read, tasks, data.workers), "train-classifier", len(tasks)):
+        for example in own:
+            first.add(example)
+        dropped += lost
     found, seen = [], set()
-    for example in sorted(kept[True] + kept[False]):
+    for example in first.examples():
         digest = hashlib.blake2b(example.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if digest not in seen:
             found.append(example)
         seen.add(digest)
-    return found
+    return Collected(found, dropped)
 
 
-def _read(task: tuple[ClassifierConfig, Place, Any]) -> list[Example]:
-    """The documents of one partition, in a worker: those that may be among the first."""
-    config, place, partition = task
-    if place.kind == "scored":
-        given = ((number, *_scored(record, partition, number)) for number, record in _numbered(partition))
-        found = [(f"{partition}:{number}", score >= config.min_score, text) for number, score, text in given]
-    else:
-        documents = (item for item in place.module.read(place.root, partition) if isinstance(item, Document))
-        found = [(document.id, place.kind == "positive", document.text) for document in documents]
-    examples = []
-    for identifier, positive, text in found:
-        name = f"{place.name}/{identifier}"
-        examples.append(Example(id_hash(name, "classifier"), name, place.name, positive, text[: config.max_chars]))
-    return examples
+class _First:
+    """The examples that come first, at most so many of each kind."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.kept: dict[bool, list[Example]] = {True: [], False: []}
+
+    def has_room(self, positive: bool, order: int) -> bool:
+        """Whether an example of this order may be among them."""
+        own = self.kept[positive]
+        return len(own) < self.most or order <= own[-1].order
+
+    def add(self, example: Example) -> None:
+        """One more, if it is among them."""
+        if self.has_room(example.positive, example.order):
+            own = self.kept[example.positive]
+            bisect.insort(own, example)
+            del own[self.most :]
+
+    def examples(self) -> list[Example]:
+        """All, in order."""
+        return sorted(self.kept[True] + self.kept[False])
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
-    return enumerate(read_records(path), 1)
+def _read(
+    task: tuple[ClassifierConfig, Place, Any, dict[str, str], Extract],
+) -> tuple[list[Example], collections.Counter]:
+    """The documents of one partition, in a worker: those that may be among the first, and what was dropped."""
+    config, place, partition, columns, pages = task
+    first, dropped = _First(config.documents), collections.Counter()
+    for positive, item in _labelled(config, place, partition, columns):
+        if isinstance(item, Dropped):
+            dropped[positive, item.reason] += 1
+            continue
+        name = f"{place.name}/{item.id}"
+        order = id_hash(name, "classifier")
+        if first.has_room(positive, order):  # before a page is parsed, which takes long
+            text, reason = _text(item, pages)
+            if reason:
+                dropped[positive, reason] += 1
+            else:
+                first.add(Example(order, name, place.name, positive, text[: config.max_chars]))
+    return first.examples(), dropped
+
+
+def _labelled(
+    config: ClassifierConfig, place: Place, partition: Any, columns: dict[str, str]
+) -> Iterator[tuple[bool, Document | Dropped]]:
+    """Documents one by one, with whether they are to be preferred."""
+    if place.kind != "scored":
+        yield from ((place.kind == "positive", item) for item in place.read(partition, columns))
+        return
+    for number, record in enumerate(read_records(partition), 1):
+        score, text = _scored(record, partition, number)
+        yield score >= config.min_score, Document(f"{partition}:{number}", text, "scored")
+
+
+def _text(document: Document, pages: Extract) -> tuple[str, str | None]:
+    """As the judge will see it, or why there is none."""
+    is_page = document.meta.get("media_type") == HTML
+    return pages.text(document.text) if is_page else (document.text, None)
 
 
 def _scored(record: Any, path: Path, number: int) -> tuple[float, str]:
@@ -176,8 +264,9 @@ def _scored(record: Any, path: Path, number: int) -> tuple[float, str]:
     return float(score), text
 
 
-def teach(config: ClassifierConfig, documents: list[Example]) -> Taught:
+def teach(config: ClassifierConfig, collected: Collected) -> Taught:
     """The weights that fit the documents that are not held out."""
+    documents = collected.examples
     bound = round(config.heldout_fraction * 2**64)
     heldout = [example for example in documents if example.held_out < bound]
     examples = [example for example in documents if example.held_out >= bound]
@@ -186,7 +275,7 @@ def teach(config: ClassifierConfig, documents: list[Example]) -> Taught:
         if not all(counts):
             raise UserError(
                 f"config.classifier: of the documents {name}, {counts[0]:,} are to learn from and {counts[1]:,} held "
-                "out; both need one: give more, or change heldout_fraction"
+                f"out; both need one: give more, or change heldout_fraction{collected.lost(kind)}"
             )
     weights, steps = _fit(config, examples)
     model = Classifier(weights.astype(np.float32), config.feature_bits, config.max_chars)

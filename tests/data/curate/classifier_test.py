@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from core.files import read_json
 from data.config import ClassifierConfig, DataConfig
 from data.curate import engine
 from data.curate.classifier import VERSION, Classifier, QualityScore, features, load_classifier
+from data.curate.extract import Extract
 from data.curate.partition import from_batch, through, to_batch
 from data.curate.train_classifier import Place, auc, collect, teach, train_classifier
-from data.document import Document
+from data.document import Document, read_documents
 from lab import ROOT
 from lab import launch as run
 
 GOOD, BAD = "river stone forest moon winter", "cheap deal click offer buy"
+DATA = DataConfig(workers=1)
 COMMON = "the a of and to in it is was for on with as at by"
 
 
@@ -52,7 +55,7 @@ def config(corpora, **changes):
 def trained(corpora, tmp_path_factory):
     """A workdir with a classifier; not to be changed."""
     workdir = tmp_path_factory.mktemp("trained")
-    train_classifier(config(corpora), workdir, 1)
+    train_classifier(config(corpora), DATA, workdir)
     return workdir
 
 
@@ -72,7 +75,7 @@ def test_it_tells_the_kinds_apart_and_says_by_which_words(trained):
 
 def test_the_files_are_the_same_whatever_the_workers(corpora, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 7)
-    train_classifier(config(corpora), tmp_path, 1)
+    train_classifier(config(corpora), DATA, tmp_path)
     for name in ("weights.npy", "classifier.json", "report.txt"):
         assert (tmp_path / "classifier" / name).read_bytes() == (trained / "classifier" / name).read_bytes()
 
@@ -80,12 +83,12 @@ def test_the_files_are_the_same_whatever_the_workers(corpora, trained, tmp_path,
 def test_a_finished_one_is_kept_and_other_documents_are_refused(corpora, tmp_path, capsys):
     copies = {kind: shutil.copytree(path, tmp_path / kind) for kind, path in corpora.items()}
     given = config({kind: str(path) for kind, path in copies.items()})
-    first = train_classifier(given, tmp_path / "w", 1)
-    assert train_classifier(given, tmp_path / "w", 1) == first
+    first = train_classifier(given, DATA, tmp_path / "w")
+    assert train_classifier(given, DATA, tmp_path / "w") == first
     assert "classifier is up to date" in capsys.readouterr().err
     (copies["good"] / "new.txt").write_text("river stone")
     with pytest.raises(UserError, match="classifier was made from something else"):
-        train_classifier(given, tmp_path / "w", 1)
+        train_classifier(given, DATA, tmp_path / "w")
 
 
 def dense(texts, bits, max_chars):
@@ -99,7 +102,7 @@ def test_the_weights_are_the_best_there_are(corpora):
     """The slope of the loss, written down anew, vanishes there; both kinds weigh the same."""
     given = config(corpora, regularization=0.5)
     places = [Place("woods", "positive", corpora["good"]), Place("shop", "negative", corpora["bad"])]
-    taught = teach(given, collect(given, places, 1))
+    taught = teach(given, collect(given, DATA, places))
     matrix = dense([one.text for one in taught.examples], 12, given.max_chars)
     labels = np.array([1.0 if one.positive else -1.0 for one in taught.examples])
     weights, bias = taught.model.weights[:-1].astype(float), float(taught.model.weights[-1])
@@ -155,7 +158,7 @@ def test_documents_may_come_with_scores(corpora, tmp_path):
     kinds = [(Path(corpora["good"]), 3), (Path(corpora["bad"]), 2.9)]
     records = [{"text": path.read_text(), "score": score} for folder, score in kinds for path in folder.iterdir()]
     given = ClassifierConfig(scored=scored(tmp_path / "a.jsonl", records), heldout_fraction=0.3)
-    found = train_classifier(given, tmp_path / "w", 1)
+    found = train_classifier(given, DATA, tmp_path / "w")
     assert found["accuracy"] == 1.0
     assert set(found["sources"]) == {"judged (positive)", "judged (negative)"}
 
@@ -164,7 +167,7 @@ def test_documents_may_come_with_scores(corpora, tmp_path):
 def test_a_record_without_a_score_is_told(tmp_path, record):
     given = ClassifierConfig(scored=scored(tmp_path / "a.jsonl", [{"text": "a", "score": 5}, record]))
     with pytest.raises(UserError, match=r"a\.jsonl: record 2 has no `text` with a number as `score`"):
-        train_classifier(given, tmp_path / "w", 1)
+        train_classifier(given, DATA, tmp_path / "w")
 
 
 @pytest.mark.parametrize(
@@ -178,16 +181,106 @@ def test_a_record_without_a_score_is_told(tmp_path, record):
 )
 def test_too_little_is_told(corpora, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        train_classifier(config(corpora, **changes), tmp_path, 1)
+        train_classifier(config(corpora, **changes), DATA, tmp_path)
 
 
 def test_a_text_is_learnt_from_once(corpora):
     given = config(corpora)
     twice = [Place("woods", "positive", corpora["good"]), Place("again", "negative", corpora["good"])]
-    found = collect(given, twice, 1)
+    found = collect(given, DATA, twice).examples
     assert len({one.text for one in found}) == len(found) == 60
-    few = collect(config(corpora, documents=7), twice[:1], 1)
-    assert few == sorted(one for one in collect(given, twice[:1], 1))[:7]
+    few = collect(config(corpora, documents=7), DATA, twice[:1])
+    assert few.examples == collect(given, DATA, twice[:1]).examples[:7]
+
+
+def write_pages(folder, prefers):
+    """Pages with markup and a margin that are the same, around words of a kind's own."""
+    folder.mkdir()
+    nav = '<nav><div class="menu"><a href="/">margin</a></div></nav>'
+    for number in range(12):
+        prose = f"The {prefers} {number} are what this page is about, and of no others it tells."
+        prose = f"<p><span class='x'>{prose}</span></p>"
+        (folder / f"{number}.html").write_text(f"<html><body>{nav}<article>{prose * 3}</article></body></html>")
+    return str(folder)
+
+
+@pytest.mark.parametrize("recipe", [(), ({"step": "extract"},), ({"step": "extract", "method": "resiliparse"},)])
+def test_pages_are_learnt_from_as_the_judge_will_see_them(tmp_path, recipe):
+    pages = {"good": write_pages(tmp_path / "good", GOOD), "bad": write_pages(tmp_path / "bad", BAD)}
+    given, data = config(pages), DataConfig(pages["good"], recipe=recipe, workers=1)
+    found = collect(given, data, [Place("woods", "positive", pages["good"])]).examples
+    engine.curate(data, tmp_path / "w")
+    shards = (tmp_path / "w" / "curated").glob("*.parquet")
+    curated = {f"woods/{one.id}": one.text for path in shards for one in read_documents(path)}
+    assert {one.id: one.text for one in found} == curated
+    assert "margin" in found[0].text or recipe
+    told = train_classifier(given, data, tmp_path / "w")
+    words = {one["words"] for side in told["features"].values() for one in side}
+    assert not {word for word in words if set(word.split()) & {"div", "span", "class", "nav"}}
+    with pytest.raises(UserError, match=r"was made from something else \(extract\.method was"):
+        train_classifier(
+            given, DataConfig(recipe=({"step": "extract", "method": OTHER[recipe != ()]},)), tmp_path / "w"
+        )
+
+
+OTHER = ("resiliparse", "visible")
+
+
+def test_pages_that_cannot_be_among_the_first_are_not_parsed(tmp_path, monkeypatch):
+    folder, parsed = write_pages(tmp_path / "good", GOOD), []
+    text = Extract.text
+    monkeypatch.setattr(Extract, "text", lambda self, page: parsed.append(page) or text(self, page))
+    place = Place("woods", "positive", folder)
+    few = collect(ClassifierConfig(documents=1), DATA, [place]).examples
+    assert 0 < len(parsed) < 12
+    assert few == collect(ClassifierConfig(), DATA, [place]).examples[:1]
+
+
+def test_a_page_without_text_is_told(tmp_path):
+    pages = {"good": write_pages(tmp_path / "good", GOOD), "bad": write_pages(tmp_path / "bad", BAD)}
+    for path in (tmp_path / "bad").iterdir():
+        path.write_text("<html><body></body></html>")
+    data = DataConfig(recipe=({"step": "extract"},), workers=1)
+    with pytest.raises(UserError, match=r"not to be preferred, 0 are .*; 12 were dropped \(extract_empty 12\)$"):
+        train_classifier(config(pages), data, tmp_path / "w")
+
+
+def write_lines(path, texts, **others):
+    path.write_text("".join(json.dumps({"content": text, **others}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_columns_are_named_as_for_the_corpus(tmp_path, capsys):
+    texts = {"good": [f"{GOOD} {n}" for n in range(40)], "bad": [f"{BAD} {n}" for n in range(40)]}
+    paths = {kind: write_lines(tmp_path / f"{kind}.jsonl", own) for kind, own in texts.items()}
+    with (tmp_path / "bad.jsonl").open("a") as file:
+        file.write("no record\n{}\n{}\n")
+    with pytest.raises(UserError, match=r"be preferred, 0 are to learn from .*; 40 were dropped \(no_text 40\)$"):
+        train_classifier(config(paths), DATA, tmp_path / "w")
+    renamed = DataConfig(columns={"text": "content"}, workers=1)
+    found = train_classifier(config(paths), renamed, tmp_path / "w")
+    assert found["documents"]["learnt"] + found["documents"]["heldout"] == 80
+    assert "; 3 were dropped (no_text 2, not_json 1); see" in capsys.readouterr().err
+    with pytest.raises(UserError, match="was made from something else"):
+        train_classifier(config(paths), DATA, tmp_path / "w")
+
+
+def test_the_documents_of_python_itself_have_no_columns():
+    place = Place("python", "positive", "")
+    partition = place.partitions()[0]
+    assert next(iter(place.read(partition, {"text": "content"})))
+
+
+@pytest.mark.parametrize(("count", "chars"), [(100, 200_000), (4_000, 3_000)])
+def test_a_partition_is_not_held_in_memory(tmp_path, count, chars):
+    path = write_lines(tmp_path / "a.jsonl", (f"{number} {'x' * chars}" for number in range(count)))
+    given, data = ClassifierConfig(documents=20), DataConfig(columns={"text": "content"}, workers=1)
+    tracemalloc.start()
+    found = collect(given, data, [Place("woods", "positive", path)]).examples
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 20
+    assert peak < 5 << 20
 
 
 def test_the_step_adds_the_score_and_drops_what_is_below(trained):
