@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,19 +40,41 @@ class ItemFile(NamedTuple):
 def item_files(paths: tuple[str, ...]) -> list[ItemFile]:
     """The files, and those of the folders, in name order: a name is the file's, without endings.
 
-    Where several are alike, their folders' names stand before them.
+    Where several are alike, their folders' names stand before them; in one folder they keep their endings.
     """
-    found: dict[Path, str] = {}
+    found: list[Path] = []
     for root in (Path(path).expanduser() for path in paths):
+        if not root.exists():
+            raise UserError(f"{root} does not exist; give a file or folder of items")
         below = sorted(filter(_may_hold_items, root.rglob("*"))) if root.is_dir() else [root]
         readable = [path for path in below if _reader(path) and path.is_file()]
         if not readable:
-            raise UserError(f"{root} holds no items ({', '.join(READERS)}, plain, .gz or .zst)")
-        found |= {path: _stem(path) for path in readable}
-    alike = collections.Counter(found.values())
-    return [
-        ItemFile(stem if alike[stem] == 1 else f"{path.parent.name}_{stem}", path) for path, stem in found.items()
-    ]
+            raise UserError(f"{root} holds no items; they are in files of {_kinds()}")
+        found += readable
+    return [ItemFile(name, path) for path, name in _names(list(dict.fromkeys(found))).items()]
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """A name for each, which no other has."""
+    whole = {path: Path(os.path.abspath(path)) for path in paths}
+    in_folder = collections.Counter((path.parent, _stem(path)) for path in whole.values())
+    own = {path: _stem(at) if in_folder[at.parent, _stem(at)] == 1 else at.name for path, at in whole.items()}
+    names = dict(own)
+    for folders in range(1, max((len(path.parts) for path in whole.values()), default=0)):
+        alike = collections.Counter(names.values())
+        if len(alike) == len(names):
+            break
+        for path in names:
+            if alike[names[path]] > 1:
+                names[path] = "_".join([*whole[path].parts[1:-1][-folders:], own[path]])
+    alike = collections.Counter(names.values())  # `a_b/c` and `a/b_c` may still be
+    return {path: name if alike[name] == 1 else str(path) for path, name in names.items()}
+
+
+def _kinds() -> str:
+    """The endings that are read, for an error."""
+    packed = ", ".join(end for end in READERS if end not in UNPACKED)
+    return f"{packed}, each also .gz or .zst, or {', '.join(UNPACKED)}"
 
 
 def read_items(path: Path, fields: tuple[str, ...]) -> Iterator[list[str]]:
@@ -74,15 +97,20 @@ def _may_hold_items(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    name = path.name.lower()
-    endings = (f"{ending}{packed}" for ending in READERS for packed in PACKED)
-    return path.name[: -len(next(ending for ending in endings if name.endswith(ending)))]
+    return path.name[: -len(_ending(path))]
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Any]] | None:
     """By the ending of the name."""
+    ending = _ending(path)
+    return READERS[ending.removesuffix(".gz").removesuffix(".zst")] if ending else None
+
+
+def _ending(path: Path) -> str:
+    """Of those that are read, or nothing."""
     name = path.name.lower()
-    return next((read for end, read in READERS.items() if name.endswith(tuple(end + p for p in PACKED))), None)
+    known = (f"{end}{packed}" for end in READERS for packed in (PACKED if end not in UNPACKED else ("",)))
+    return next(filter(name.endswith, known), "")
 
 
 def _strings(value: Any, fields: tuple[str, ...], wanted: bool) -> Iterator[str]:
@@ -161,4 +189,5 @@ def _text(path: Path) -> Iterator[Any]:
             lines = []
 
 
+UNPACKED = (".parquet",)  # those that are never .gz or .zst
 READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _text}

@@ -1,6 +1,7 @@
 import functools
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from core.errors import UserError
 from data.config import DataConfig
 from data.curate import decontaminate, engine
 from data.curate.decontaminate import Decontaminate
+from data.curate.items import _names, item_files
 from data.curate.partition import through, to_batch
 from data.curate.recipe import build_recipe
 from data.document import Document
@@ -172,6 +174,35 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert found["1"][1].startswith("farm_test:1, ")
 
 
+def test_names_differ_however_deep_the_folders_do(tmp_path):
+    """By as many folders as it takes, of those that are alike alone; in one folder by the endings."""
+    paths = (
+        "m1/test/data.jsonl",
+        "m2/test/data.jsonl",
+        "m1/dev/data.jsonl",
+        "m1/other.jsonl",
+        "m1/other.csv",
+        "one.csv",
+    )
+    for path in paths:
+        lines(tmp_path / path, {"a": QUESTION})
+    names = [file.name for file in item_files(tuple(str(tmp_path / path) for path in paths))]
+    assert names == ["m1_test_data", "m2_test_data", "dev_data", "other.jsonl", "other.csv", "one"]
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "a_b", "b_a"]), min_size=1, max_size=4).map("/".join)
+PLACES = st.lists(st.tuples(PARTS, st.sampled_from([".jsonl", ".txt", ".txt.gz", ".csv"])), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(places=PLACES)
+def test_names_always_differ(places):
+    paths = [Path(part + ending) for part, ending in dict.fromkeys(places)]
+    names = _names(paths)
+    assert list(names) == paths
+    assert len(set(names.values())) == len(paths)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -183,7 +214,8 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         ("a.json", b"[" * 100_000, "a.json cannot be read"),
         ("a.parquet", b"PAR1", "a.parquet cannot be read"),
         ("a.txt", b"\xff", "a.txt cannot be read"),
-        ("a.doc", b"text", "a.doc holds no items"),
+        ("a.doc", b"text", r"a.doc holds no items; .* \.txt, each also \.gz or \.zst, or \.parquet$"),
+        ("a.parquet.gz", packed(b"PAR1"), r"a.parquet.gz holds no items; .*, or \.parquet$"),
     ],
 )
 def test_files_that_cannot_be_read_are_told(tmp_path, name, content, message):
@@ -193,8 +225,9 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, content, message):
 
 
 def test_settings_that_cannot_be_are_told(tmp_path):
-    with pytest.raises(UserError, match="holds no items"):
-        Decontaminate((str(tmp_path / "gone.jsonl"),)).prepare()
+    for name in ("gone.jsonl", "gone"):
+        with pytest.raises(UserError, match=f"{name} does not exist"):
+            Decontaminate((str(tmp_path / name),)).prepare()
     for settings_, message in (({"items": ()}, "names no file"), ({"min_words": 14}, "min_words=14 must lie in")):
         with pytest.raises(UserError, match=message):
             build_recipe(({"step": "decontaminate", "items": ("a.jsonl",), **settings_},))
