@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from statistics import harmonic_mean, mean, median
 
-from data.curate import extract
 from data.curate.extract import Extract
+from data.parser import parser
 
 PEER = """
 import json, sys, time
@@ -90,12 +90,12 @@ def ours(pages: dict[str, str], method: str) -> tuple[dict[str, str], float]:
     if method != "visible":
         began = seconds()
         step.text("")
-        extract._child(step)._end()
+        parser(method, step.seconds, step.memory_mb).close()
         start = seconds() - began
     began = seconds()
     texts = {name: step.text(page)[0] for name, page in pages.items()}
     if method != "visible":
-        extract._child(step)._end()
+        parser(method, step.seconds, step.memory_mb).close()
     return texts, seconds() - began - start
 
 

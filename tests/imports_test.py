@@ -47,6 +47,11 @@ def test_room_imports_only_lower_rooms(room):
         assert ours <= allowed, f"{path.relative_to(ROOT)} imports {ours - allowed}"
 
 
+def test_sources_rest_on_nothing_of_curation():
+    for path in (ROOT / "data" / "sources").rglob("*.py"):
+        assert "data.curate" not in path.read_text(), path
+
+
 def test_no_torch_and_no_tensorflow():
     for room in MAY_IMPORT:
         for path in (ROOT / room).rglob("*.py"):

@@ -2,7 +2,7 @@
 
 Templates, tables, references and files are left out. The XML is read by expat alone: a page at a time, in bounded
 memory, and no document type, so that no entity can grow. The markup is mwparserfromhell's, which takes minutes for a
-few KB of a hostile page: it works in the child that the step `extract` has for such parsers.
+few KB of a hostile page: it works in a child.
 """
 
 import bz2
@@ -13,16 +13,17 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 from xml.parsers import expat
 
 from core.errors import UserError
-from data.curate.extract import Extract
 from data.document import Document, Dropped
+from data.parser import parser
 from data.sources.compressed import Damaged, Whole
 from data.sources.html import HUGE_REFERENCE
 
-packages = ("mwparserfromhell",)
+PARSER = "mwparserfromhell"
+packages = (PARSER,)
 READ_BYTES = 1 << 16
 MAX_MARKUP = 2 << 20  # characters of an article; the longest of Wikipedia have a quarter of that
 MAX_FIELD = 1 << 12  # of anything else
@@ -46,17 +47,6 @@ EMPTY_LINES = re.compile(r"\n\s*\n")
 
 class NoDump(Exception):
     """XML of another kind."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Markup(Extract):
-    """The text of MediaWiki's markup."""
-
-    version: ClassVar[int] = 1
-    method: Literal["mwparserfromhell"] = "mwparserfromhell"
-
-
-MARKUP = Markup()
 
 
 @dataclasses.dataclass
@@ -197,7 +187,7 @@ def _document(page: dict[str, Any], site: Site) -> Document | Dropped:
 
 def plain_text(markup: str, media: list[str]) -> tuple[str, str | None]:
     """What a reader sees of an article, or why there is nothing; `media` are the names of such namespaces."""
-    text, reason = MARKUP.text(_without_media(markup, media))
+    text, reason = parser(PARSER).text(_without_media(markup, media))
     if reason:
         return "", reason
     text = html.unescape(HUGE_REFERENCE.sub("\ufffd", LEFTOVER.sub("", TABLE_LINE.sub("", text))))

@@ -12,7 +12,7 @@ from statistics import harmonic_mean
 import pytest
 
 from core.errors import UserError
-from data.curate import extract, extractor
+from data import parser, parser_child
 from data.curate.extract import Extract
 from data.curate.partition import to_batch
 from data.document import Document
@@ -88,7 +88,7 @@ def test_a_page_that_takes_too_long_costs_itself_alone(method):
 def test_what_killed_the_child_is_not_blamed_on_the_next_page():
     step = Extract(method="resiliparse", seconds=2.0)
     before = step.text(PAGE)
-    os.kill(extract._child(step).child.process.pid, signal.SIGSEGV)
+    os.kill(parser.parser("resiliparse", 2.0, step.memory_mb).child.process.pid, signal.SIGSEGV)
     assert step.text(PAGE) == before
 
 
@@ -110,7 +110,7 @@ def test_a_page_that_crashes_the_parser_costs_itself_alone(tmp_path, monkeypatch
             """
         )
     )
-    monkeypatch.setattr(extract, "EXTRACTOR", script)
+    monkeypatch.setattr(parser, "SCRIPT", script)
     step = Extract(seconds=3.0)
     assert [step.text(page) for page in ("a", "crash", "b", "crash")] == [
         ("a", None),
@@ -123,7 +123,7 @@ def test_a_page_that_crashes_the_parser_costs_itself_alone(tmp_path, monkeypatch
 def test_a_child_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
     script = tmp_path / "broken.py"
     script.write_text("raise ImportError('lxml.html.clean is now a separate project')")
-    monkeypatch.setattr(extract, "EXTRACTOR", script)
+    monkeypatch.setattr(parser, "SCRIPT", script)
     with pytest.raises(UserError, match=r"does not start .*separate project"):
         Extract(seconds=4.0).text("a")
 
@@ -133,12 +133,12 @@ def test_what_an_extractor_may_not_take_is_named():
         return page * (1 << 50)
 
     def too_long(_):
-        return "a" * (extractor.MAX_TEXT + 1)
+        return "a" * (parser_child.MAX_TEXT + 1)
 
     def fails(_):
         raise RecursionError
 
-    found = [extractor.answer(function, b"ab", 10.0) for function in (too_much, too_long, fails)]
+    found = [parser_child.answer(function, b"ab", 10.0) for function in (too_much, too_long, fails)]
     assert found == [b"-extract_memory", b"-extract_too_long", b"-extract_error"]
 
 

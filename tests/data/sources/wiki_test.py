@@ -1,6 +1,7 @@
 """Dumps of MediaWiki: which pages are documents, what is left of markup, and what strangers may write."""
 
 import bz2
+import functools
 import gzip
 import tracemalloc
 from xml.sax.saxutils import escape
@@ -9,6 +10,7 @@ import pytest
 
 from core.errors import UserError
 from data.document import Document, Dropped
+from data.parser import parser
 from data.sources import folder, wiki
 from lab import real
 
@@ -171,7 +173,7 @@ def test_a_huge_page_is_not_held_in_memory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("markup", ["<a b='" * 4000, "[http://a " * 8000, "{{a|" * 8000])
 def test_markup_that_takes_the_parser_minutes_costs_that_page_only(tmp_path, monkeypatch, markup):
-    monkeypatch.setattr(wiki, "MARKUP", wiki.Markup(seconds=1.0))
+    monkeypatch.setattr(wiki, "parser", functools.partial(parser, seconds=1.0))
     first, second = read(tmp_path, dump(page(1, markup), page(2, "text")))
     assert first == Dropped("dewiki/1", "wiki", "extract_timeout", len(markup))
     assert second.text == "text\n"

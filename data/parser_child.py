@@ -1,4 +1,4 @@
-"""Main text of HTML pages, in a process of its own: started by `data/curate/extract.py`, never imported by it.
+"""Main text of HTML pages and of markup, in a process of its own: started by `data/parser.py`, never imported by it.
 
 Pages are written by strangers, and parsers of C and Rust hang, crash or take all memory on some. The first request
 has the settings; each later one is a page in UTF-8. A reply is `+` and the text, or `-` and the reason that there is
@@ -37,7 +37,7 @@ def with_resiliparse() -> Callable[[str], str | None]:
 
 
 def with_mwparserfromhell() -> Callable[[str], str | None]:
-    """For MediaWiki's markup instead of HTML, as the source of its dumps calls this process."""
+    """For MediaWiki's markup instead of HTML."""
     import mwparserfromhell
     from mwparserfromhell import definitions
 
