@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.curate.step import Outcome, replace
+from data.curate.step import Outcome, call, replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Only:
         own = batch.take(pa.array(rows))
         if not own.num_rows:
             return Outcome(batch, [None] * batch.num_rows)
-        changed, reasons, details = Outcome(*self.step(own))
+        changed, reasons, details = call(self.step, own)
         for name in changed.schema.names:
             new = name not in own.schema.names
             if new or not changed.column(name).equals(own.column(name)):

@@ -17,7 +17,7 @@ from data.curate.minhash import COLUMN, MinHash
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe, find
 from data.curate.signatures import SignatureWriter
-from data.curate.step import Outcome, replace
+from data.curate.step import StepFailed, call, replace
 from data.curate.tally import PartTally
 from data.document import SCHEMA, Document, DocumentWriter, Dropped, id_hash
 from data.workers import advance
@@ -101,11 +101,10 @@ def through(
     for name, step in steps.items():
         if not batch.num_rows:
             break
-        changed, reasons, details = Outcome(*step(batch))
-        if not changed.num_rows == len(reasons) == batch.num_rows:
-            raise UserError(
-                f"step {name} gave {changed.num_rows} documents and {len(reasons)} reasons of {batch.num_rows}"
-            )
+        try:
+            changed, reasons, details = call(step, batch)
+        except StepFailed as error:
+            raise UserError(f"step {name} {error}") from error
         if not changed.column("text").equals(batch.column("text")):
             _require_no_conversation(name, batch, changed, reasons)
         if tally is not None:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
+from core.errors import UserError, explain
 from data.config import DataConfig
 from data.curate import engine
+from data.curate.only import Only
 from data.curate.partition import from_batch, through, to_batch
-from data.curate.step import Outcome
+from data.curate.step import Outcome, TextRule, replace
 from data.curate.tally import PartTally
 from data.document import Document
 
@@ -133,3 +134,70 @@ def test_a_step_that_gives_what_json_cannot_say_ends_curation_in_one_line(tmp_pa
     given = DataConfig(str(tmp_path / "in.jsonl"), recipe=({"step": "curate_lab:Digest"},), workers=1)
     with pytest.raises(UserError, match=r"step curate_lab:Digest: its column digest of binary .* JSON"):
         engine.curate(given, tmp_path / "w")
+
+
+def three():
+    return to_batch([Document(f"d{number}", "text" * number, "s", language="de") for number in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (lambda _: None, "gave a NoneType instead of an Outcome"),
+        (lambda batch: (batch, [None] * 3), "gave a tuple instead of an Outcome"),
+        (lambda batch: Outcome(batch, None), "gave an Outcome whose `reasons` is a NoneType"),
+        (lambda _: Outcome(None, []), "gave an Outcome whose `batch` is a NoneType"),
+        (lambda batch: Outcome(batch, [None] * 3, "abc"), "gave an Outcome whose `details` is a str"),
+        (lambda batch: Outcome(batch, [None]), "gave 3 documents and 1 reasons of 3"),
+        (lambda batch: Outcome(batch.slice(1), [None] * 3), "gave 2 documents and 3 reasons of 3"),
+        (lambda batch: Outcome(batch, [None, True, None]), "gave True as the reason of document d1, which is"),
+        (lambda batch: Outcome(batch, [None] * 3, ["a"]), "gave 1 details of 3 reasons"),
+        (lambda batch: Outcome(batch, ["a"] * 3, ["a", "b", 3]), "gave 3 as the detail of document d2"),
+        (lambda batch: Outcome(batch.drop_columns(["text"]), [None] * 3), "without a string text of every document"),
+        (lambda batch: Outcome(replace(batch, "url", ["a", None, "b"]), [None] * 3), "without a string url of every"),
+        (lambda _: 1 // 0, r"failed on the batch that begins with document d0 \(ZeroDivisionError: integer .*\)"),
+        (lambda _: [].pop().x, r"\(IndexError: pop from empty list\); --debug shows where in the code"),
+        (lambda _: Outcome(), r"\(TypeError: "),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("only", [False, True])
+def test_what_a_step_must_not_give_is_told_with_its_name(gives, said, only):
+    with pytest.raises(UserError, match=f"^step my:Own .*{said}"):
+        through({"my:Own": Only(gives, "de") if only else gives}, three())
+
+
+class Fails(TextRule):
+    """On one text."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def reason(self, text):
+        if text == "text":
+            raise self.error
+        return "empty" if not text else None
+
+
+def test_a_rule_that_fails_is_told_with_the_document_and_its_traceback_is_at_hand():
+    with pytest.raises(UserError, match=r"^step my:Own failed on document d1 \(ZeroDivisionError\); --debug") as told:
+        through({"my:Own": Fails(ZeroDivisionError())}, three())
+    assert isinstance(told.value.__cause__.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [UserError("this text is refused"), OSError(28, "No space left on device", "here")])
+def test_what_a_rule_tells_the_user_itself_is_told_so(error):
+    with pytest.raises(type(error)) as told:
+        through({"my:Own": Only(Fails(error), "de")}, three())
+    assert explain(told.value).line in ("this text is refused", "here: no space is left on the disk")
+
+
+def test_a_rule_that_answers_true_is_told():
+    with pytest.raises(UserError, match="step my:Own gave True as the reason of document d1"):
+        through({"my:Own": Answers()}, three())
+
+
+class Answers(TextRule):
+    """As a predicate would."""
+
+    def reason(self, text):
+        return text == "text" or None
