@@ -1,11 +1,12 @@
 """Any folder of text, HTML, JSON lines, Parquet files, web archives and wikis, each file read by its ending."""
 
+import collections
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from core.errors import UserError
 from core.files import MANIFEST
@@ -40,6 +41,8 @@ TABLES = (jsonl, parquet)
 FILES_PER_PARTITION = 256  # of small files
 PARTITIONS = 64  # that a folder is divided into where their bytes then lie within these bounds
 LEAST_BYTES, MOST_BYTES = 1 << 20, 64 << 20
+ENDING = re.compile(r"\.[a-z0-9]{1,12}(?:\.(?:gz|bz2|xz|zst))?$")  # of any file
+ENDINGS = 8  # of files that are not read, which are told
 
 
 def ending(path: Path) -> str | None:
@@ -50,25 +53,33 @@ def ending(path: Path) -> str | None:
 
 def files(root: Path) -> list[Path]:
     """Readable files below the folder in name order; links that leave it are not followed."""
-    return _find(root)[0]
+    return _find(root).files
 
 
-def _find(root: Path) -> tuple[list[Path], list[Path]]:
-    """Readable files, at least one, and the links that are not followed."""
+class Found(NamedTuple):
+    """What a folder holds."""
+
+    files: list[Path]  # that are read, in name order
+    outside: list[Path]  # links to files and folders outside, which are not followed
+    others: collections.Counter  # how many files are not read, by their endings; without hidden ones
+
+
+def _find(root: Path) -> Found:
+    """Readable files, at least one, and what is passed over."""
     if not root.exists():
         raise UserError(f"data.path={root} does not exist")
-    found, outside = _walk(root)
-    if not found and outside:
-        raise UserError(_only_links(root, outside))
-    if not found:
+    found = _walk(root)
+    if not found.files and found.outside:
+        raise UserError(_only_links(root, found.outside))
+    if not found.files:
         raise UserError(f"data.path={root} holds none of the files that are read ({', '.join(READERS)})")
-    return found, outside
+    return found
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """Readable files in name order, and the links to files and folders outside `root`."""
+def _walk(root: Path) -> Found:
+    others = collections.Counter()
     if root.is_file():
-        return [root] if ending(root) else [], []
+        return Found([root] if ending(root) else [], [], others)
     inside = root.resolve()
     found, outside = [], []
     for where, below, names in os.walk(root, onerror=_refuse):
@@ -79,7 +90,14 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
         leaving = {path for path in links if not path.resolve().is_relative_to(inside)}
         outside += leaving
         found += (path for path in readable if path not in leaving)
-    return sorted(found), sorted(outside)
+        if not any(part.startswith(".") for part in Path(where).relative_to(root).parts):
+            others.update(_any_ending(name) for name in names if not name.startswith(".") and not ending(Path(name)))
+    return Found(sorted(found), sorted(outside), others)
+
+
+def _any_ending(name: str) -> str:
+    match = ENDING.search(name.lower())
+    return match[0] if match else "none"
 
 
 def _is_set_aside(folder: Path) -> bool:
@@ -131,12 +149,24 @@ def partition_bytes(whole: int) -> int:
 
 def inputs(root: Path) -> dict:
     """What the documents depend on: name, size and time of change of every file, and packages of their readers."""
-    found, outside = _find(root)
-    if outside:
-        say(f"data.path={root}: {len(outside)} links lead out of this folder and are not read")
-    stats = ((path, path.stat()) for path in found)
+    found = _find(root)
+    if found.outside:
+        say(f"data.path={root}: {len(found.outside)} links lead out of this folder and are not read")
+    if found.others:
+        say(f"data.path={root}: {_told(found.others)}")
+    stats = ((path, path.stat()) for path in found.files)
     files = [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    return {"files": files, **versions(READERS[ending(path)] for path in found)}
+    return {"files": files, **versions(READERS[ending(path)] for path in found.files)}
+
+
+def _told(others: collections.Counter) -> str:
+    """How many files are not read, by endings, the most frequent first."""
+    ranked = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    told = [f"{name} {number:,}" for name, number in ranked[:ENDINGS]]
+    if more := ranked[ENDINGS:]:
+        told.append(f"{len(more):,} other endings {sum(number for _, number in more):,}")
+    whole = others.total()
+    return f"{whole:,} {'file is' if whole == 1 else 'files are'} not read, by their endings: {', '.join(told)}"
 
 
 def read(root: Path, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:

@@ -197,6 +197,29 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         folder.partitions(tmp_path)
 
 
+def test_files_that_are_not_read_are_told_by_their_endings(tmp_path, capsys):
+    (tmp_path / "deep" / ".git").mkdir(parents=True)
+    for name in ("a.txt", ".DS_Store", "deep/.git/objects", "deep/b.MD"):
+        (tmp_path / name).write_text("text")
+    folder.inputs(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "more.txt.gz").write_bytes(b"")
+    folder.inputs(tmp_path)
+    told = f"data.path={tmp_path}: 1 file is not read, by their endings: .txt.gz 1\n"
+    assert capsys.readouterr().err == told
+    for name in ("x.v1.json", "y.v2.JSON", "deep/b.csv", "README", "a.sentence of several words", "z.\x1b[2J"):
+        (tmp_path / name).write_text("")
+    folder.inputs(tmp_path)
+    told = f"data.path={tmp_path}: 7 files are not read, by their endings: none 3, .json 2, .csv 1, .txt.gz 1\n"
+    assert capsys.readouterr().err == told
+    for number in range(1000):
+        (tmp_path / f"a.{number}").write_text("")
+    folder.inputs(tmp_path)
+    told = capsys.readouterr().err
+    assert "1,007 files are not read" in told
+    assert told.endswith(", .100 1, .101 1, .102 1, 996 other endings 996\n")
+
+
 def test_links_do_not_lead_out_of_the_folder(tmp_path):
     (tmp_path / "secret.txt").write_text("not yours")
     inside = tmp_path / "inside"
