@@ -9,6 +9,7 @@ from core.errors import UserError
 from data.conversations import from_record
 from data.document import Document, Dropped
 from data.sources.compressed import Damaged, Whole
+from data.sources.record import as_id
 
 MAX_LINE_BYTES = 64 << 20
 FIELDS = ("url", "language", "license")
@@ -17,7 +18,7 @@ FIELDS = ("url", "language", "license")
 def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
     """A document a line, with what else of it are strings: `id`, `url`, `language`, `license`, `date`.
 
-    `columns` has names that the file gives to `text` and these.
+    An `id` may be an integer. `columns` has names that the file gives to `text` and these.
     """
     columns = columns or {}
     for number, line in enumerate(_lines(path)):
@@ -65,7 +66,7 @@ def _conversation(place: str, record: dict, size: int) -> Document | Dropped:
 
 def _document(place: str, record: dict, text: str, meta: dict | None = None) -> Document:
     """The record's text, with those of its other fields that can be used."""
-    identifier = record.get("id")
+    identifier = as_id(record.get("id"))
     usable = _is_text(identifier) and identifier and identifier.isprintable()
     extra = {key: record[key] for key in FIELDS if _is_text(record.get(key))}
     given = {"id": identifier if usable else place, "url": place, **extra}

@@ -19,7 +19,7 @@ READ_BYTES = 1 << 20
 def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
     """A document a row, with what else are columns of strings: `id`, `url`, `language`, `license`, `date`.
 
-    `columns` has names that the file gives to `text` and these.
+    An `id` may be an integer. `columns` has names that the file gives to `text` and these.
     """
     columns = columns or {}
     with path.open("rb") as raw:  # Arrow itself opens no path that is not UTF-8
@@ -51,6 +51,7 @@ def _conversation(row: dict[str, Any] | None, place: str) -> Document | Dropped:
     found = "undecodable" if row is None else from_record(row)
     if isinstance(found, str):
         return Dropped(place, "parquet", found, 0)
+    row = {**row, "id": record.as_id(row.get("id"))}
     given = {key: row[key] for key in record.FIELDS if isinstance(row.get(key), str) and row[key]}
     return Document(**{"id": place, "url": place, "text": found[0], "source": "parquet", "meta": found[1], **given})
 
@@ -59,10 +60,16 @@ def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Itera
     """Rows with their strings as bytes."""
     schema = file.schema_arrow
     strings = [field.name for field in schema if _is_string(field.type)]
-    names = record.choose(strings, schema.names, columns, f"{path} has no column", ", nor `messages`")
+    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    names = record.choose(strings, schema.names, columns, f"{path} has no column", ", nor `messages`", integers)
     for batch in file.iter_batches(batch_size=ROWS, columns=sorted({*names.values()}), use_threads=False):
-        values = [batch.column(theirs).cast(pa.large_binary()).to_pylist() for theirs in names.values()]
+        values = [_bytes(batch.column(theirs)) for theirs in names.values()]
         yield from (dict(zip(names, row)) for row in zip(*values))
+
+
+def _bytes(column: pa.Array) -> list[bytes | None]:
+    """Strings as they are in the file; integers as text."""
+    return (column if _is_string(column.type) else column.cast(pa.string())).cast(pa.large_binary()).to_pylist()
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -13,18 +13,30 @@ NAMES = ("text", *FIELDS, "date", "meta")  # the date of a text goes into `meta`
 Record = dict[str, bytes | None]  # bytes, since a file may hold any as strings, and one bad row is not the file
 
 
+def as_id(value: object) -> object:
+    """An id may be a number: an integer as text, anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
 def choose(
-    strings: Collection[str], known: Collection[str], columns: Mapping[str, str], what: str, instead: str = ""
+    strings: Collection[str],
+    known: Collection[str],
+    columns: Mapping[str, str],
+    what: str,
+    instead: str = "",
+    integers: Collection[str] = (),
 ) -> dict[str, str]:
     """What a file calls our `NAMES`, of its `strings`; `columns` is `data.columns`, `known` all that the file has.
 
-    `what` begins an error, "the file x has no column"; `instead` is what else could hold a text.
+    The id may be one of `integers` too. `what` begins an error, "the file x has no column"; `instead` is what else
+    could hold a text.
     """
     has = f"it has {', '.join(known)}"
+    fitting = {ours: {*strings, *(integers if ours == "id" else ())} for ours in NAMES}
     for ours, theirs in columns.items():
-        if theirs not in strings:
+        if theirs not in fitting[ours]:
             raise UserError(f"{what} `{theirs}` of strings, as data.columns names its {ours}; {has}")
-    found = {ours: theirs for ours in NAMES if (theirs := columns.get(ours, ours)) in strings}
+    found = {ours: theirs for ours in NAMES if (theirs := columns.get(ours, ours)) in fitting[ours]}
     if "text" not in found:
         raise UserError(f"{what} `text` of strings{instead}; {has}; data.columns can name another")
     return found

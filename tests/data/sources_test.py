@@ -180,11 +180,35 @@ def test_columns_may_have_other_names(tmp_path):
         assert second.reason == "no_text"
 
 
+def test_an_id_may_be_an_integer(tmp_path):
+    write_tables(tmp_path, [{"text": "one", "id": 17}, {"text": "two", "id": None}, {"text": "three", "id": -2}])
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    pq.write_table(pa.table({"messages": [talk], "id": pa.array([2**64 - 1], pa.uint64())}), tmp_path / "c.parquet")
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": talk, "id": 10**30}))
+    pq.write_table(pa.table({"text": ["x"], "number": pa.array([5], pa.int8())}), tmp_path / "e.parquet")
+    assert [item.id for item in read_all(tmp_path)] == [
+        *("17", "a.jsonl:2", "-2"),
+        *("17", "b.parquet:2", "-2"),
+        *(str(2**64 - 1), str(10**30), "e.parquet:1"),
+    ]
+    assert [item.id for item in folder.read(tmp_path, ["e.parquet"], {"id": "number"})] == ["5"]
+
+
+@pytest.mark.parametrize("value", [True, 1.5, [1], {"a": 1}, ""])
+def test_nothing_else_is_an_id(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one", "id": value}))
+    pq.write_table(pa.table({"text": ["one"], "id": [value]}), tmp_path / "b.parquet")
+    assert [item.id for item in read_all(tmp_path)] == ["a.jsonl:1", "b.parquet:1"]
+
+
 def test_a_column_that_is_missing_is_named(tmp_path):
     write_tables(tmp_path, [{"content": "one", "id": 1}])
     with pytest.raises(UserError, match=r"no column `text` of strings.*it has content, id; data\.columns can name"):
         list(folder.read(tmp_path, ["b.parquet"]))
-    for columns, said in (({"text": "body"}, "`body`.*its text"), ({"text": "content", "id": "id"}, "`id`.*its id")):
+    for columns, said in (
+        ({"text": "body"}, "`body`.*its text"),
+        ({"text": "content", "url": "id"}, "`id`.*its url"),
+    ):
         with pytest.raises(UserError, match=rf"b\.parquet has no column {said}; it has content, id"):
             list(folder.read(tmp_path, ["b.parquet"], columns))
     assert [item.reason for item in folder.read(tmp_path, ["a.jsonl"], {"text": "body"})] == ["no_text"]
