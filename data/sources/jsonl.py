@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from core.errors import UserError
 from data.conversations import from_record
 from data.document import Document, Dropped
 from data.sources.compressed import Damaged, Whole
@@ -20,7 +19,13 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Ite
 
     An `id` may be an integer. `columns` has names that the file gives to `text` and these.
     """
-    columns = columns or {}
+    try:
+        yield from _documents(path, name, columns or {})
+    except Damaged as error:  # what comes before is whole lines
+        yield Dropped(name, "jsonl", "damaged_file", path.stat().st_size, detail=str(error))
+
+
+def _documents(path: Path, name: str, columns: Mapping[str, str]) -> Iterator[Document | Dropped]:
     for number, line in enumerate(_lines(path)):
         place = f"{name}:{number + 1}"
         if len(line) > MAX_LINE_BYTES:
@@ -85,10 +90,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Lines of the decompressed stream; one over the limit comes back cut, its rest is skipped."""
     with path.open("rb") as raw:
         stream = io.BufferedReader(Whole(raw, path.name), 1 << 20)
-        try:
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                yield line
-                while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE_BYTES + 1)
-        except Damaged as error:
-            raise UserError(f"{path} is damaged ({error}); mend or remove it") from error
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            yield line
+            while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES + 1)

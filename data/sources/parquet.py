@@ -14,6 +14,7 @@ from data.sources import record
 
 ROWS = 64  # in memory at a time; a row may be a book
 READ_BYTES = 1 << 20
+DETAIL = 200  # characters of what Arrow says of a file
 
 
 def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
@@ -31,8 +32,13 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Ite
             for number, row in enumerate(_records(file) if talk else _rows(file, path, columns)):
                 place = f"{name}:{number + 1}"
                 yield _conversation(row, place) if talk else record.to_document(row, place, "parquet")
-        except pa.ArrowException as error:
-            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); mend or remove it") from error
+        except pa.ArrowMemoryError as error:
+            raise UserError(f"{path} does not fit into memory ({error}); lower data.workers, or remove it") from error
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, while Arrow's have none
+                raise
+            said = " ".join(str(error).split())[:DETAIL]
+            yield Dropped(name, "parquet", "damaged_file", path.stat().st_size, detail=said)
 
 
 def _records(file: pq.ParquetFile) -> Iterator[dict[str, Any] | None]:

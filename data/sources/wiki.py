@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from core.errors import UserError
 from data.document import Document, Dropped
 from data.parser import parser
 from data.sources.compressed import Damaged, Whole
@@ -71,14 +70,17 @@ def read(path: Path, name: str) -> Iterator[Document | Dropped]:
                     yield _document(page, dump.site)
         except (expat.ExpatError, NoDump) as error:
             if isinstance(error, expat.ExpatError) and dump.has_begun:
-                raise _damaged(path, error) from error
-            yield Dropped(name, "wiki", "no_mediawiki_dump", path.stat().st_size)
-        except (Damaged, EOFError) as error:
-            raise _damaged(path, error) from error
+                yield _damaged(path, name, error)
+            else:
+                yield Dropped(name, "wiki", "no_mediawiki_dump", path.stat().st_size)
+        except (Damaged, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, while bz2's have none
+                raise
+            yield _damaged(path, name, error)
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({error}); mend or remove it")
+def _damaged(path: Path, name: str, error: Exception) -> Dropped:
+    return Dropped(name, "wiki", "damaged_file", path.stat().st_size, detail=str(error))
 
 
 class Dump:
@@ -103,7 +105,11 @@ class Dump:
         parser.CharacterDataHandler = self._text
         size = 0
         while data := stream.read(READ_BYTES):
-            parser.Parse(data)
+            try:
+                parser.Parse(data)
+            except expat.ExpatError:
+                yield from self.found  # of what came before
+                raise
             size += len(data)
             if size - parser.CurrentByteIndex > MAX_TAG_BYTES:  # which expat holds until it is complete
                 raise NoDump

@@ -123,24 +123,58 @@ def test_jsonl_is_read_a_line_at_a_time(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(whole[:-1000])
     items = jsonl.read(tmp_path / "a.jsonl.gz", "a")
     assert next(items).text == "first"
-    with pytest.raises(UserError, match="is damaged"):
-        list(items)
+    assert list(items) == [Dropped("a", "jsonl", "damaged_file", len(whole) - 1000, detail="truncated")]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_damaged_file_is_named(tmp_path, name):
+def test_a_damaged_file_is_dropped_and_others_are_read(tmp_path, name):
     (tmp_path / name).write_bytes(b"damaged" * 10)
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        read_all(tmp_path)
+    (tmp_path / "b.txt").write_text("text")
+    found, other = read_all(tmp_path)
+    assert (found.id, found.reason, found.size) == (name, "damaged_file", 70)
+    assert found.detail
+    assert str(tmp_path) not in found.detail  # or the bytes of a corpus would depend on where files lie
+    assert other.text == "text"
 
 
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
-def test_a_truncated_file_is_named(tmp_path, ending, compress):
-    payload = compress(os.urandom(1000).hex().encode())
+def test_of_a_truncated_file_whole_lines_are_kept(tmp_path, ending, compress):
+    lines = [json.dumps({"text": os.urandom(500).hex()}) for _ in range(400)]
+    payload = compress("\n".join(lines).encode())
     for size in (10, len(payload) // 2, len(payload) - 1):
         (tmp_path / f"a.jsonl.{ending}").write_bytes(payload[:size])
-        with pytest.raises(UserError, match=rf"a\.jsonl\.{ending} is damaged \(truncated\)"):
-            read_all(tmp_path)
+        *before, last = read_all(tmp_path)
+        assert last == Dropped(f"a.jsonl.{ending}", "jsonl", "damaged_file", size, detail="truncated")
+        assert [json.dumps({"text": one.text}) for one in before] == lines[: len(before)]
+    assert len(before) > 200
+
+
+def test_of_a_damaged_parquet_file_the_rows_before_are_kept(tmp_path):
+    texts = [os.urandom(500).hex() for _ in range(1000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100, compression="zstd")
+    payload = bytearray((tmp_path / "a.parquet").read_bytes())
+    middle = len(payload) // 2
+    payload[middle : middle + 2000] = bytes(2000)
+    (tmp_path / "a.parquet").write_bytes(payload)
+    *before, last = read_all(tmp_path)
+    assert (last.id, last.reason, last.size) == ("a.parquet", "damaged_file", len(payload))
+    assert [one.text for one in before] == texts[: len(before)]
+    assert 300 < len(before) < 600
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet", "a.xml.bz2"])
+def test_a_disk_that_fails_is_no_damaged_file(tmp_path, monkeypatch, name):
+    """Or another run would find other documents."""
+    (tmp_path / name).write_bytes(b"")
+
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(jsonl.io, "BufferedReader", fails)
+    monkeypatch.setattr(parquet.pq, "ParquetFile", fails)
+    monkeypatch.setattr("data.sources.wiki.bz2.BZ2File", fails)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(Input/output error\)"):
+        read_all(tmp_path)
 
 
 def test_parquet_without_text_is_refused(tmp_path):

@@ -1,13 +1,16 @@
-"""Readers of files from strangers, fed with what is nearly right: documents, drops and one-line errors come out."""
+"""Readers of files from strangers, fed with what is nearly right: documents and drops come out."""
 
 import bz2
 import functools
 import gzip
+import io
 import json
 import signal
 import zlib
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -42,6 +45,10 @@ PAGES = "".join(
     for number in range(5)
 )
 DUMP = f"<mediawiki xml:lang='en'><siteinfo><dbname>w</dbname></siteinfo>{PAGES}</mediawiki>".encode()
+TABLE = io.BytesIO()
+pq.write_table(
+    pa.table({"text": [f"row {number}" for number in range(200)], "id": range(200)}), TABLE, row_group_size=50
+)
 FILES = {
     "a.warc": b"".join(crawl(3)),
     "b.warc": b"".join(CODED),
@@ -58,6 +65,7 @@ FILES = {
     "m.xml": DUMP,
     "n.xml.gz": packed(DUMP, mtime=0),
     "o.xml.bz2": bz2.compress(DUMP),
+    "p.parquet": TABLE.getvalue(),
 }
 
 
@@ -110,7 +118,7 @@ def check(where, broken):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert name in error or not error
+    assert not error or f"{name} has no column" in error  # of a table whose columns have other names then
     for item in items:
         assert isinstance(item, Document | Dropped)
         assert item.id

@@ -8,7 +8,6 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from core.errors import UserError
 from data.document import Document, Dropped
 from data.parser import parser
 from data.sources import folder, wiki
@@ -72,13 +71,24 @@ def test_articles_are_documents(tmp_path):
         ("xml.bz2", lambda payload: bz2.compress(payload[:900]) + bz2.compress(payload[900:])),
     ],
 )
-def test_dumps_may_be_compressed_and_must_be_whole(tmp_path, ending, pack):
+def test_dumps_may_be_compressed_and_of_a_damaged_one_the_articles_before_are_kept(tmp_path, ending, pack):
     text = dump(*(page(number, f"Text number {number}.") for number in range(30)))
     packed = pack(text.encode())
     assert read(tmp_path, packed, f"a.{ending}") == read(tmp_path, text)
     for payload in (packed[:-20], packed[:-3], packed[: len(packed) // 2], pack(text[:-30].encode())):
-        with pytest.raises(UserError, match=rf"a\.{ending} (is damaged|cannot be read)"):
-            read(tmp_path, payload, f"a.{ending}")
+        *before, last = read(tmp_path, payload, f"a.{ending}")
+        assert (last.id, last.reason, last.size) == (f"a.{ending}", "damaged_file", len(payload))
+        assert last.detail
+        assert before == read(tmp_path, text)[: len(before)]
+    assert len(before) == 29
+
+
+def test_articles_before_the_damage_are_kept_however_near(tmp_path):
+    text = dump(*(page(number, f"Text number {number}.") for number in range(30)))
+    at = text.index("Text number 20.")
+    *before, last = read(tmp_path, f"{text[:at]}<{text[at:]}")
+    assert before == read(tmp_path, text)[:20]
+    assert last.reason == "damaged_file"
 
 
 @pytest.mark.parametrize(
