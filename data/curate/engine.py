@@ -33,7 +33,7 @@ from data.cluster import cluster_map
 from data.config import DataConfig
 from data.curate.merge import Merge, find_near_duplicates, write_splits
 from data.curate.minhash import MinHash
-from data.curate.partition import SIGNATURES, curate_partition, signatures_of
+from data.curate.partition import SIGNATURES, curate_partition, drops_of, read_drops, signatures_of
 from data.curate.recipe import at, build_recipe, find, own_module, recipe_spec
 from data.curate.report import PAGE, draw, write_report
 from data.curate.runs import gather
@@ -121,7 +121,7 @@ def _curate(generation: Generation, known: list[Path], stale: Stale) -> dict[str
     with atomic_write(dropped, "w") as file:
         tally = Tally(file)
         for mark in marks:
-            tally.add_part(read_json(mark))
+            tally.add_part(read_json(mark), read_drops(drops_of(mark)))
         runs = gather(runs, parts / "gathered", config.workers)
         merge = Merge(config, runs, known, near, generation.number > 0, parts)
         shards = write_splits(merge, stage.folder, tally)
@@ -239,8 +239,9 @@ def _show_progress(todo: list[tuple], config: DataConfig) -> None:
         documents = number
         bar.update(bar.done, f"{documents:,} documents, {count(bar.rate(documents))}/s")
 
-    if config.cluster:
+    if config.cluster:  # whose workers cannot tell on their way
         done = cluster_map(_run_partition, todo, config.cluster)
+        done = (watch(documents + read) for read in done)
     else:
         done = process_map(_run_partition, todo, config.workers, watch)
     for _ in bar.over(done):
@@ -255,17 +256,19 @@ def _kind_of(module: ModuleType) -> str:
 def _part_is_done(mark: Path, near: bool) -> bool:
     if near and not signatures_of(mark).exists():
         return False
-    if not mark.exists() or "tally" not in (part := read_json(mark)):  # an older version had none
+    part = read_json(mark) if mark.exists() else {}
+    if "tally" not in part or not isinstance(part["dropped"], int):  # of an older version
         return False
-    runs = ((mark.with_name(name), size) for name, size in part["runs"].items())
-    return all(path.exists() and path.stat().st_size == size for path, size in runs)
+    files = {drops_of(mark).name: part["dropped"], **part["runs"]}
+    paths = ((mark.with_name(name), size) for name, size in files.items())
+    return all(path.exists() and path.stat().st_size == size for path, size in paths)
 
 
-def _run_partition(task: tuple) -> None:
-    """One partition, in a worker."""
+def _run_partition(task: tuple) -> int:
+    """One partition, in a worker; how many documents it has read."""
     kind, root, partition, options, name, prefix, recipe, mark = task
     source = {_kind_of(module): module for module in (folder, remote, tfds, *BUILT_IN.values())}[kind]
     items = source.read(root, partition, **options)
     if name:
         items = (dataclasses.replace(item, id=f"{prefix}{name}/{item.id}", source=name) for item in items)
-    curate_partition(items, recipe, mark)
+    return curate_partition(items, recipe, mark)

@@ -6,19 +6,19 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 from core.errors import UserError
-from core.files import write_json
+from core.files import atomic_write, write_json
 from data.curate.extract import Extract
 from data.curate.minhash import COLUMN, MinHash
 from data.curate.plain import ExactDuplicates
 from data.curate.recipe import build_recipe, find
 from data.curate.signatures import SignatureWriter
 from data.curate.step import StepFailed, call, replace
-from data.curate.tally import PartTally
+from data.curate.tally import PartTally, line_of
 from data.document import SCHEMA, Document, DocumentWriter, Dropped, id_hash
 from data.workers import advance
 
@@ -27,31 +27,34 @@ SIGNATURES = "signatures"
 RUN_CHARS = 64 << 20  # of documents that a worker holds before it writes a sorted run
 
 
-def curate_partition(items: Iterable[Document | Dropped], recipe: tuple[dict[str, Any], ...], mark: Path) -> None:
+def curate_partition(items: Iterable[Document | Dropped], recipe: tuple[dict[str, Any], ...], mark: Path) -> int:
     """Writes the documents that stay as runs sorted by hash of id, what was dropped, and counts for the report.
 
     Where the recipe looks for near-duplicates, signatures of what stays too. The .json is written last: it is the
-    mark of done.
+    mark of done. Returns how many documents were read.
     """
     steps = {name: step for name, step in build_recipe(recipe).items() if not isinstance(step, ExactDuplicates)}
     pages = None if find(steps, Extract) else Extract(method="visible")  # the other steps are for texts
     tally = PartTally(steps)
-    dropped: list[dict[str, Any]] = []
-    runs = _Runs(mark)
+    runs, read = _Runs(mark), 0
     with contextlib.ExitStack() as stack:
+        dropped = stack.enter_context(atomic_write(drops_of(mark), "w"))
         signatures = None
         if near := find(steps, MinHash):
             signatures = stack.enter_context(SignatureWriter(signatures_of(mark), near))
         for documents in _batches(items, dropped):
             batch = to_batch(documents)
             batch, lost = through(steps, pages(batch).batch if pages else batch, tally)
-            dropped += map(vars, lost)
+            dropped.writelines(map(line_of, lost))
+            read += len(documents)
             advance(len(documents))
             if signatures and batch.num_rows:
                 batch = signatures.take(batch)
             runs.add(from_batch(batch))
         runs.write()
-    write_json(mark, {"dropped": dropped, "runs": runs.sizes, "tally": tally.plain()})
+    size = drops_of(mark).stat().st_size
+    write_json(mark, {"dropped": size, "runs": runs.sizes, "tally": tally.plain()})
+    return read
 
 
 class _Runs:
@@ -85,6 +88,18 @@ class _Runs:
 def signatures_of(mark: Path) -> Path:
     """Where the signatures of a partition lie. They stay when parts go: later generations are compared with them."""
     return mark.parent.parent / SIGNATURES / f"{mark.stem}.minhash"
+
+
+def drops_of(mark: Path) -> Path:
+    """Where what a partition dropped lies, in the order in which it was, a line each."""
+    return mark.with_name(f"{mark.stem}.dropped.jsonl")
+
+
+def read_drops(path: Path) -> Iterator[Dropped]:
+    """What `drops_of` has, an entry at a time."""
+    with path.open("rb") as file:  # as text, a lone carriage return would end a line
+        for line in file:
+            yield Dropped(**json.loads(line))
 
 
 def through(
@@ -191,13 +206,13 @@ def order(document: Document) -> tuple[int, str]:
     return id_hash(document.id, "order"), document.id
 
 
-def _batches(items: Iterable[Document | Dropped], dropped: list[dict[str, Any]]) -> Iterator[list[Document]]:
-    """Documents in batches of bounded size; what the source could not read goes to `dropped`."""
+def _batches(items: Iterable[Document | Dropped], dropped: IO[str]) -> Iterator[list[Document]]:
+    """Documents in batches of bounded size; what the source could not read is written to `dropped`."""
     documents: list[Document] = []
     room = BATCH_CHARS
     for item in items:
         if isinstance(item, Dropped):
-            dropped.append(vars(item))
+            dropped.write(line_of(item))
             continue
         documents.append(item)
         room -= len(item.text)

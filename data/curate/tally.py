@@ -103,12 +103,12 @@ class Tally:
         self.copies: dict[str, Copies] = collections.defaultdict(Copies)
         self._firsts = Firsts()
 
-    def add_part(self, part: Mapping[str, Any]) -> None:
-        """Adds what one partition dropped, and how its steps went."""
+    def add_part(self, part: Mapping[str, Any], dropped: Iterable[Dropped]) -> None:
+        """Adds how the steps of one partition went, and what it dropped."""
         own = part["tally"]
         for name, counts in own["steps"].items():
             self.steps.add(name, **counts)
-        for entry in (Dropped(**found) for found in part["dropped"]):
+        for entry in dropped:
             self._count(entry)
             if not entry.step or entry.step not in own["steps"]:  # the source could not read it
                 group = Group("dropped", entry.step, entry.reason)
@@ -168,7 +168,7 @@ class Tally:
         }
 
     def _count(self, entry: Dropped) -> None:
-        self.file.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
+        self.file.write(line_of(entry))
         self.dropped[entry.reason] += 1
         self.sources[entry.source][f"dropped:{entry.reason}"] += 1
         own = self.reasons[entry.step, entry.reason]
@@ -183,6 +183,11 @@ class Tally:
         for name, value in document.meta.items():
             if name.endswith(SCORE):
                 self._scores(name)[fate].update(score_bins([value]))
+
+
+def line_of(entry: Dropped) -> str:
+    """A drop as `dropped.jsonl` has it."""
+    return json.dumps(vars(entry), ensure_ascii=False) + "\n"
 
 
 def _bytes(batch: pa.RecordBatch) -> int:

@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import resource
+import tracemalloc
 
 import pytest
 
 from core.errors import UserError, explain
+from core.files import read_json
 from data.config import DataConfig
 from data.curate import engine, partition
-from data.document import id_hash, read_documents
+from data.curate.tally import Tally
+from data.document import Document, Dropped, id_hash, read_documents
 from lab import make_corpus
 
 RECIPE = ({"step": "length", "min_chars": 20}, {"step": "exact_duplicates"})
@@ -154,7 +157,11 @@ def test_a_full_disk_in_a_worker_is_one_line_and_the_same_command_goes_on(tmp_pa
     parts = tmp_path / "w" / "curated" / "parts"
     told = f"{parts / '00001-000.parquet'}: the file is larger than the system allows"
     assert explain(failure.value) == (told, 2)
-    assert sorted(path.name for path in parts.iterdir()) == ["00000-000.parquet", "00000.json"]
+    assert sorted(path.name for path in parts.iterdir()) == [
+        "00000-000.parquet",
+        "00000.dropped.jsonl",
+        "00000.json",
+    ]
     resumed = engine.curate(given, tmp_path / "w")
     assert resumed == engine.curate(dataclasses.replace(given, workers=1), tmp_path / "whole")
 
@@ -215,16 +222,55 @@ def test_memory_is_bounded_by_runs_and_the_result_is_the_same(tmp_path, monkeypa
     assert len(many) > 5
 
 
-def test_a_damaged_part_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", ["parquet", "dropped.jsonl"])
+def test_a_damaged_part_is_made_again(tmp_path, monkeypatch, ending):
     root = make_corpus(tmp_path / "in")
+    (root / "short.txt").write_text("tiny")
     whole = engine.curate(config(root), tmp_path / "a")
     with monkeypatch.context() as patch:
         patch.setattr(engine, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             engine.curate(config(root), tmp_path / "b")
-    (part,) = (tmp_path / "b" / "curated" / "parts").glob("*.parquet")
-    part.write_bytes(part.read_bytes()[:100])
-    assert engine.curate(config(root), tmp_path / "b")["hashes"] == whole["hashes"]
+    (part,) = (tmp_path / "b" / "curated" / "parts").glob(f"*.{ending}")
+    part.write_bytes(part.read_bytes()[:50])
+    assert engine.curate(config(root), tmp_path / "b") == whole
+    drops = [(tmp_path / name / "curated" / "dropped.jsonl").read_bytes() for name in "ab"]
+    assert drops[0] == drops[1] != b""
+
+
+def test_drops_are_not_held_in_memory(tmp_path):
+    """Of a partition that drops most of what it reads, and of what a source cannot read."""
+    where = tmp_path / "parts"
+
+    def items(count):
+        for number in range(count):
+            yield Dropped(f"bad {number}\r\u2028", "jsonl", "not_json", 9, detail=f"{number:01000d}")
+            yield Document(f"short {number}", "tiny", "jsonl")
+
+    tracemalloc.start()
+    try:
+        read = partition.curate_partition(items(3000), RECIPE, where / "00000.json")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read == 3000
+    assert peak < 2 << 20  # while the details alone have 3 MB
+    found = list(partition.read_drops(partition.drops_of(where / "00000.json")))
+    assert len(found) == 6000
+    assert found[0].id == "bad 0\r\u2028"
+    assert {one.reason for one in found} == {"not_json", "too_short"}
+    with (tmp_path / "dropped.jsonl").open("w", encoding="utf-8") as file:
+        tally = Tally(file)
+        tally.add_part(read_json(where / "00000.json"), found)
+    assert (tmp_path / "dropped.jsonl").read_bytes() == (where / "00000.dropped.jsonl").read_bytes()
+    assert tally.summary()["dropped"] == {"not_json": 3000, "too_short": 3000}
+
+
+def test_documents_are_counted_on_a_cluster_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "cluster_map", lambda function, tasks, _: map(function, tasks))
+    monkeypatch.setattr("data.sources.folder.FILES_PER_PARTITION", 5)
+    engine.curate(config(make_corpus(tmp_path / "in"), cluster="auto"), tmp_path / "w")
+    assert "curate: 12 documents in " in capsys.readouterr().err
 
 
 def test_columns_of_a_config_reach_the_files_and_decide(tmp_path):

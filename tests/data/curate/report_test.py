@@ -123,14 +123,19 @@ def test_an_interrupted_run_reports_the_same(folder, curated, tmp_path, monkeypa
     assert curate(folder, tmp_path) == curated[:2]
 
 
-def test_parts_of_a_version_that_counted_nothing_are_made_again(folder, curated, tmp_path, monkeypatch):
+@pytest.mark.parametrize("older", ["tally", "dropped"])
+def test_parts_of_an_older_version_are_made_again(folder, curated, tmp_path, monkeypatch, older):
+    """Of one that counted nothing, and of one that had what was dropped in the mark itself."""
     with monkeypatch.context() as patch:
         patch.setattr(engine, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             curate(folder, tmp_path)
     (mark,) = (tmp_path / "curated" / "parts").glob("*.json")
     part = read_json(mark)
-    del part["tally"]
+    if older == "tally":
+        del part["tally"]
+    else:
+        part["dropped"] = []
     mark.write_text(json.dumps(part))
     assert curate(folder, tmp_path) == curated[:2]
 
@@ -228,7 +233,7 @@ def open_tally(folder):
     """One to which no partition has been added but an empty one."""
     with (folder / "dropped.jsonl").open("w") as file:
         tally = Tally(file)
-        tally.add_part({"dropped": [], "tally": PartTally(()).plain()})
+        tally.add_part({"tally": PartTally(()).plain()}, [])
         yield tally
 
 
