@@ -7,6 +7,7 @@
 A file is fetched into a temporary one (`TMPDIR` says where) when a worker comes to it, and read by its ending.
 """
 
+import contextlib
 import hashlib
 import io
 import re
@@ -24,6 +25,7 @@ from data.sources.download import HTTP, STORES, Remote, describe, fetch, matches
 
 LISTS = (".paths", ".paths.gz")
 COMMON_CRAWL = "https://data.commoncrawl.org/"  # where the paths of a list that lies here lead
+OPEN_FILES = Path("/proc/self/fd")
 MAX_LIST_BYTES = 256 << 20  # decompressed; 100,000 paths have 14 MB
 
 
@@ -52,14 +54,23 @@ def partitions(root: str) -> list[list[str]]:
 def read(_: str, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
     """The documents of one group of files; the address of a file stands where its name would."""
     for url in partition:
-        with tempfile.TemporaryDirectory(prefix="quintet-") as where:
-            name = _name(url)
-            path = Path(where, "file" + folder.ending(Path(name)))
+        name = _name(url)
+        with _temporary("file" + folder.ending(Path(name))) as path:
             fetch(url, path)
             try:
                 yield from folder.read_file(path, name, columns)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), name)) from error
+
+
+@contextlib.contextmanager
+def _temporary(name: str) -> Iterator[Path]:
+    """A path of this name to write and read. Where there is /proc, a kill leaves no more than a link to nothing."""
+    with tempfile.TemporaryDirectory(prefix="quintet-") as where, tempfile.TemporaryFile() as file:
+        path = Path(where, name)
+        if OPEN_FILES.is_dir():
+            path.symlink_to(OPEN_FILES / str(file.fileno()))  # a file without a name, which ends with this process
+        yield path
 
 
 def _is_list(root: str) -> bool:
@@ -96,8 +107,7 @@ def _listed(root: str) -> list[str]:
     if not scheme(root):
         return _parse_list(Path(root).expanduser(), root, COMMON_CRAWL)
     _require_scheme(root)
-    with tempfile.TemporaryDirectory(prefix="quintet-") as where:
-        path = Path(where, "list.paths" + (".gz" if _name(root).lower().endswith(".gz") else ""))
+    with _temporary("list.paths" + (".gz" if _name(root).lower().endswith(".gz") else "")) as path:
         fetch(root, path, MAX_LIST_BYTES)
         return _parse_list(path, root, "/".join(root.split("/")[:3]) + "/")
 

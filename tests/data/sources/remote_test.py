@@ -1,14 +1,23 @@
 """Files behind HTTP and in stores, from servers that fail and lists that lie."""
 
+import bz2
 import functools
 import gzip
 import http.server
+import io
 import json
+import os
 import re
 import resource
+import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from archives_lab import PAGE, crawl, gz
@@ -17,6 +26,7 @@ from data.config import DataConfig
 from data.curate.engine import curate
 from data.document import Document, Dropped, read_documents
 from data.sources import download, remote
+from lab import ROOT
 
 packed = functools.partial(gzip.compress, mtime=0)  # or the names of tests would hold the hour
 
@@ -447,6 +457,42 @@ def test_nothing_is_left_behind(server, tmp_path, monkeypatch):
     next(items)
     assert [*tmp_path.iterdir()]
     items.close()
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(not remote.OPEN_FILES.is_dir(), reason="needs /proc, as Linux has it")
+def test_a_process_that_is_killed_leaves_no_bytes(server, tmp_path):
+    lines = b"".join(json.dumps({"text": "x" * 1000}).encode() + b"\n" for _ in range(3000))
+    server.files["/a.jsonl"] = lines
+    script = f"""
+        import os, signal
+        from data.sources import remote
+        items = remote.read("", ["{server.url}/a.jsonl"])
+        assert next(items).id == "{server.url}/a.jsonl:1"
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("where", [remote.OPEN_FILES, remote.Path("/nowhere")])
+def test_what_is_fetched_is_read_with_proc_and_without(server, tmp_path, monkeypatch, where):
+    pytest.importorskip("mwparserfromhell")
+    monkeypatch.setattr(remote.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote, "OPEN_FILES", where)
+    server.files |= {"/warc.paths.gz": packed(b"a.warc.gz\nb.parquet\nc.xml.bz2\nd.jsonl"), "/a.warc.gz": ARCHIVE}
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": ["row"]}), table)
+    revision = "<revision><text>wiki</text></revision>"
+    page = f"<mediawiki><page><title>T</title><ns>0</ns><id>1</id>{revision}</page></mediawiki>"
+    server.files |= {"/b.parquet": table.getvalue(), "/c.xml.bz2": bz2.compress(page.encode())}
+    server.files["/d.jsonl"] = b'{"text": "line"}'
+    server.manners = [("well", None)] * 4 + [("cut", 100)]
+    assert texts(f"{server.url}/warc.paths.gz") == sorted([*PAGES, "row", "wiki\n", "line"])
     assert not [*tmp_path.iterdir()]
 
 
