@@ -94,7 +94,8 @@ class Stage:
         self.manifest = read_manifest(path) if path.exists() and not _only_manifest(folder) else None
         if self.manifest is not None and self.manifest.get("spec") != self.spec:
             if stale == "refuse":
-                require_spec(folder, self.manifest, self.spec)
+                # Also where only the old one has a key.
+                require_spec(folder, self.manifest, dict.fromkeys(self.manifest["spec"]) | self.spec)
             if stale == "set_aside":
                 difference = first_difference(self.manifest.get("spec"), self.spec)
                 say(f"{folder} is stale ({difference}); set aside as {set_aside(folder)}")

@@ -42,7 +42,7 @@ from data.packages import versions
 from data.sources import folder, python_chat, python_installation, remote, tfds
 from data.workers import process_map
 
-VERSION = 2
+VERSION = 3
 FOLDER = "curated"
 BUILT_IN = {"": python_installation, "python:chat": python_chat}  # what the data room brings, by its path
 

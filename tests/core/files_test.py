@@ -112,3 +112,12 @@ def test_what_is_allocated_has_room_on_the_disk(tmp_path):
     status = (tmp_path / "table").stat()
     assert status.st_size == 1 << 20
     assert status.st_blocks * 512 >= 1 << 20
+
+
+def test_a_stage_whose_spec_has_lost_a_key_is_stale_too(tmp_path):
+    stage = Stage(tmp_path / "s", {"a": 1, "files": {"list": "x"}})
+    (tmp_path / "s" / "out").write_text("x")
+    stage.finish([tmp_path / "s" / "out"], {})
+    stage.lock.close()
+    with pytest.raises(UserError, match=r"files was .*, is null"):
+        Stage(tmp_path / "s", {"a": 1})

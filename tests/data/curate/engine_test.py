@@ -114,9 +114,7 @@ def test_an_addition_of_which_nothing_is_new_is_named(tmp_path):
     root = make_corpus(tmp_path / "in")
     recipe = ({"step": "exact_duplicates"},)
     own = config(root, recipe=recipe, added=({"again": str(root)},))
-    with pytest.raises(
-        UserError, match=r"adds nothing \(dropped: exact_duplicate \d+\); take it out"
-    ):
+    with pytest.raises(UserError, match=r"adds nothing \(dropped: exact_duplicate \d+\); take it out"):
         engine.curate(own, tmp_path / "w")
 
 
