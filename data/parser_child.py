@@ -73,6 +73,9 @@ def answer(extract: Callable[[str], str | None], page: bytes, seconds: float) ->
 
 def main() -> None:
     """Answers requests until the other end closes."""
+    # A program that has loaded libtpu ignores SIGPROF, and so would this one: both are inherited.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     connection = Connection(int(sys.argv[1]))
     settings = json.loads(connection.recv_bytes())
     logging.disable(logging.CRITICAL)

@@ -85,6 +85,18 @@ def test_a_page_that_takes_too_long_costs_itself_alone(method):
     assert step.text(PAGE) == before
 
 
+def test_a_program_that_ignores_the_timers_signal_does_not_take_it_from_the_child():
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)  # as libtpu does wherever it is loaded
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    child = parser.Parser("resiliparse", seconds=1.0)
+    try:
+        assert child.text(SLOW) == ("", "extract_timeout")
+    finally:
+        child.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGPROF, before)
+
+
 def test_what_killed_the_child_is_not_blamed_on_the_next_page():
     step = Extract(method="resiliparse", seconds=2.0)
     before = step.text(PAGE)
