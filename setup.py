@@ -46,8 +46,8 @@ WEB = [
     "tldextract>=5.3",
     "trafilatura>=2.3",
     "lxml_html_clean>=0.4",  # which trafilatura's justext needs beside lxml 6
-    "resiliparse>=2.0",
-    "daft>=0.7.26,<0.8",  # names differ between its releases  # also the charset of pages that do not say it
+    "resiliparse>=2.0",  # also the charset of pages that do not say it
+    "daft>=0.7.26,<0.8",  # names differ between its releases
     "brotli>=1.2",  # pages in web archives
     "mwparserfromhell>=0.7",  # the markup of Wikipedia
 ]

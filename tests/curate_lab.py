@@ -20,6 +20,23 @@ from data.workers import advance
 # Not those of `lab`, which imports JAX: a worker needs half a minute for that where another works too.
 WORDS = "the river rises in the hills north of a town and flows past mills and fields until it meets the sea".split()
 
+# The text of a module with a user's own step.
+OWN_STEP = """
+import dataclasses
+from typing import ClassVar
+
+from data.curate.step import TextRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Shouting(TextRule):
+    version: ClassVar[int] = 1
+    most: float = 0.3
+
+    def reason(self, text):
+        return "shouting" if sum(map(str.isupper, text)) > self.most * len(text) else None
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Questions(TextRule):

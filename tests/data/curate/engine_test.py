@@ -7,6 +7,7 @@ import pytest
 
 from core.errors import UserError, explain
 from core.files import read_json
+from curate_lab import OWN_STEP
 from data.config import DataConfig
 from data.curate import engine, partition
 from data.curate.tally import Tally
@@ -14,23 +15,6 @@ from data.document import Document, Dropped, id_hash, read_documents
 from lab import make_corpus
 
 RECIPE = ({"step": "length", "min_chars": 20}, {"step": "exact_duplicates"})
-
-
-OWN_STEP = """
-import dataclasses
-from typing import ClassVar
-
-from data.curate.step import TextRule
-
-
-@dataclasses.dataclass(frozen=True)
-class Shouting(TextRule):
-    version: ClassVar[int] = 1
-    most: float = 0.3
-
-    def reason(self, text):
-        return "shouting" if sum(map(str.isupper, text)) > self.most * len(text) else None
-"""
 
 
 def config(path, **changes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
-from curate_lab import write_archive, write_lists
+from curate_lab import OWN_STEP, write_archive, write_lists
 from data.config import DataConfig
 from data.curate import engine
 from data.curate.partition import through, to_batch
@@ -121,7 +121,7 @@ def test_a_corpus_is_stale_when_the_lists_change(lists, tmp_path):
 
 
 def test_a_step_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
-    (tmp_path / "my_steps.py").write_text(OWN)
+    (tmp_path / "my_steps.py").write_text(OWN_STEP_AND_OTHERS)
     monkeypatch.syspath_prepend(str(tmp_path))
     steps = build_recipe(({"step": "my_steps:Shouting", "most": 0.5}, {"step": "my_steps:Shouting", "most": 0.9}))
     _, dropped = through(steps, to_batch([Document("a", "LOUD", ""), Document("b", "Calm", "")]))
@@ -139,26 +139,17 @@ WRONG = [
     ("..x:Y", "is not found"),
     (["length"], "unknown step"),
 ]
-OWN = """
-import dataclasses
-from typing import ClassVar
-
-from data.curate.step import TextRule
-
-@dataclasses.dataclass(frozen=True)
-class Shouting(TextRule):
-    version: ClassVar[int] = 1
-    most: float = 0.3
-
-    def reason(self, text):
-        return "shouting" if sum(map(str.isupper, text)) > self.most * len(text) else None
-
+OWN_STEP_AND_OTHERS = (
+    OWN_STEP
+    + """
 plain = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Empty:
     version: ClassVar[int] = 1
 """
+)
 
 
 def test_a_conversation_is_not_changed_behind_its_messages():
