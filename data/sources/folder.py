@@ -91,11 +91,12 @@ def _walk(root: Path) -> Found:
         outside += leaving
         found += (path for path in readable if path not in leaving)
         if not any(part.startswith(".") for part in Path(where).relative_to(root).parts):
-            others.update(_any_ending(name) for name in names if not name.startswith(".") and not ending(Path(name)))
+            others.update(any_ending(name) for name in names if not name.startswith(".") and not ending(Path(name)))
     return Found(sorted(found), sorted(outside), others)
 
 
-def _any_ending(name: str) -> str:
+def any_ending(name: str) -> str:
+    """Of a file that is not read, for `told`."""
     match = ENDING.search(name.lower())
     return match[0] if match else "none"
 
@@ -153,20 +154,20 @@ def inputs(root: Path) -> dict:
     if found.outside:
         say(f"data.path={root}: {len(found.outside)} links lead out of this folder and are not read")
     if found.others:
-        say(f"data.path={root}: {_told(found.others)}")
+        say(f"data.path={root}: {told(found.others)}")
     stats = ((path, path.stat()) for path in found.files)
     files = [[_name(root, path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     return {"files": files, **versions(READERS[ending(path)] for path in found.files)}
 
 
-def _told(others: collections.Counter) -> str:
+def told(others: collections.Counter) -> str:
     """How many files are not read, by endings, the most frequent first."""
     ranked = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
-    told = [f"{name} {number:,}" for name, number in ranked[:ENDINGS]]
+    each = [f"{name} {number:,}" for name, number in ranked[:ENDINGS]]
     if more := ranked[ENDINGS:]:
-        told.append(f"{len(more):,} other endings {sum(number for _, number in more):,}")
+        each.append(f"{len(more):,} other endings {sum(number for _, number in more):,}")
     whole = others.total()
-    return f"{whole:,} {'file is' if whole == 1 else 'files are'} not read, by their endings: {', '.join(told)}"
+    return f"{whole:,} {'file is' if whole == 1 else 'files are'} not read, by their endings: {', '.join(each)}"
 
 
 def read(root: Path, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:

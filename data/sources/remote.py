@@ -7,6 +7,7 @@
 A file is fetched into a temporary one (`TMPDIR` says where) when a worker comes to it, and read by its ending.
 """
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, suggest
+from core.progress import say
 from data.document import Document, Dropped
 from data.packages import versions
 from data.sources import folder
@@ -40,7 +42,9 @@ def inputs(root: str) -> dict[str, Any]:
         urls = _listed(root)
         digest = hashlib.blake2b("\n".join(urls).encode(), digest_size=16).hexdigest()
         return {"files": len(urls), "paths": digest, **_versions(urls)}
-    files = _files(root)
+    files, others = _files(root)
+    if others:
+        say(f"data.path={root}: {folder.told(others)}")
     return {"files": [list(file) for file in files], **_versions(file.url for file in files)}
 
 
@@ -48,7 +52,7 @@ def partitions(root: str) -> list[list[str]]:
     """Groups of addresses that workers read on their own."""
     if _is_list(root):
         return [[url] for url in _listed(root)]
-    return folder.grouped((file.url, file.size or folder.MOST_BYTES) for file in _files(root))
+    return folder.grouped((file.url, file.size or folder.MOST_BYTES) for file in _files(root)[0])
 
 
 def read(_: str, partition: list[str], columns: Mapping[str, str] | None = None) -> Iterator[Document | Dropped]:
@@ -86,14 +90,17 @@ def _versions(urls: Iterable[str]) -> dict[str, dict[str, str]]:
     return versions(folder.READERS[ending] for ending in {folder.ending(Path(_name(url))) for url in urls})
 
 
-def _files(root: str) -> list[Remote]:
-    """The file that `root` names, or those of a pattern that are read."""
+def _files(root: str) -> tuple[list[Remote], collections.Counter]:
+    """The file that `root` names, or those of a pattern that are read, and how many are not, by their endings."""
     _require_scheme(root)
-    found = matches(root) if "*" in _name(root) else [Remote(root, None, "")]
-    found = [file for file in found if folder.ending(Path(_name(file.url)))]
+    named = matches(root) if "*" in _name(root) else [Remote(root, None, "")]
+    found = [file for file in named if folder.ending(Path(_name(file.url)))]
     if not found:
         raise UserError(f"data.path={root} names none of the files that are read ({', '.join(folder.READERS)})")
-    return found if "*" in _name(root) else [describe(root)]
+    if "*" not in _name(root):
+        return [describe(root)], collections.Counter()
+    paths = (Path(_name(file.url)) for file in named)
+    return found, collections.Counter(folder.any_ending(path.name) for path in paths if not folder.ending(path))
 
 
 def _require_scheme(root: str) -> None:

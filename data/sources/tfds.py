@@ -5,7 +5,7 @@
                                       there are several; a split as TFDS writes it, else `train`
 
 Nothing is downloaded or prepared. Records are tf.train.Example in ArrayRecord or TFRecord files; features that are
-single strings are read, one in another as `translation/en`. Parquet files of TFDS 4.9.10 lack records: of 1,000 in a
+single strings are read, one in another as `translation/en`, and for ids integers. Parquet files of TFDS 4.9.10 lack records: of 1,000 in a
 shard its writer kept 400.
 """
 
@@ -55,6 +55,7 @@ class Dataset(NamedTuple):
     pieces: list[tuple[Piece, int]]  # with their sizes in bytes
     features: list[str]
     strings: list[str]  # features that are single strings
+    integers: list[str]  # and those that are single integers
 
 
 def is_tfds(path: str) -> bool:
@@ -92,7 +93,8 @@ def read(root: str, partition: list[Piece], columns: Mapping[str, str] | None = 
     """The documents of some records; `columns` has names that the dataset gives to `text` and others."""
     dataset = _open(root)
     parse = package("tensorflow_datasets.proto", "tfds").tf_example_pb2.Example.FromString
-    names = record.choose(dataset.strings, dataset.features, columns or {}, f"data.path={root} has no feature")
+    what = f"data.path={root} has no feature"
+    names = record.choose(dataset.strings, dataset.features, columns or {}, what, integers=dataset.integers)
     for file, first, end in partition:
         path = dataset.folder / file
         try:
@@ -109,7 +111,7 @@ def _open(root: str) -> Dataset:
     try:
         info = tfds.builder_from_directory(where).info
         kinds = dict(_flat(info.features.get_tensor_info()))
-        strings = [name for name, kind in kinds.items() if kind.shape == () and _is_string(kind.np_dtype)]
+        single = {name: np.dtype(kind.np_dtype).kind for name, kind in kinds.items() if kind.shape == ()}
         splits, form = sorted(info.splits), info.file_format.value
         wanted = info.splits[split].file_instructions
     except Exception as error:  # what TFDS makes of the words of strangers: a dozen kinds
@@ -122,7 +124,8 @@ def _open(root: str) -> Dataset:
     pieces = [_piece(where, one, root) for one in wanted if one.take > 0]
     if not pieces:
         raise UserError(f"data.path={root}: its split {split} has no records; choose with @ of {', '.join(splits)}")
-    return Dataset(where, form, splits, pieces, sorted(kinds), sorted(strings))
+    strings, integers = (sorted(name for name, kind in single.items() if kind in of) for of in ("OSU", "iu"))
+    return Dataset(where, form, splits, pieces, sorted(kinds), strings, integers)
 
 
 def _split(root: str) -> str:
@@ -192,10 +195,6 @@ def _flat(features: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, features
 
 
-def _is_string(kind: Any) -> bool:
-    return np.dtype(kind).kind in "OSU"
-
-
 def _piece(folder: Path, instruction: Any, root: str) -> tuple[Piece, int]:
     """What TFDS says is to be read of a file."""
     path = Path(instruction.filename)
@@ -225,8 +224,13 @@ def _document(
         features = parse(found).features.feature
     except DecodeError:
         return Dropped(place, "tfds", "not_example", len(found))
-    values = {ours: features[theirs].bytes_list.value for ours, theirs in names.items() if theirs in features}
+    values = {ours: _values(features[theirs]) for ours, theirs in names.items() if theirs in features}
     return record.to_document({ours: one[0] for ours, one in values.items() if len(one) == 1}, place, "tfds")
+
+
+def _values(feature: Any) -> list[bytes]:
+    """Strings as they are; integers as text."""
+    return list(feature.bytes_list.value) or [str(value).encode() for value in feature.int64_list.value]
 
 
 def _array_records(path: Path, first: int, end: int) -> Iterator[bytes | tfrecord.Unread]:

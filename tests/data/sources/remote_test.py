@@ -139,13 +139,14 @@ def test_what_has_no_id_is_named_by_its_address(server):
     assert read_all(f"{server.url}/b.html")[0].url == f"{server.url}/b.html"
 
 
-def test_a_file_in_a_store_and_a_pattern_of_them(memory):
+def test_a_file_in_a_store_and_a_pattern_of_them(memory, capsys):
     for number in range(3):
         memory.pipe(f"/bucket/deep/{number}.jsonl", json.dumps({"text": str(number)}).encode())
     memory.pipe("/bucket/deep/3.bin", b"")
     assert texts("memory://bucket/deep/1.jsonl") == ["1"]
     assert texts("memory://bucket/deep/*.jsonl") == texts("memory://bucket/*/*") == ["0", "1", "2"]
     found = remote.inputs("memory://bucket/deep/*")
+    assert "deep/*: 1 file is not read, by their endings: .bin 1" in capsys.readouterr().err
     assert [url for url, _, _ in found["files"]] == [f"memory://bucket/deep/{number}.jsonl" for number in range(3)]
     memory.pipe("/bucket/deep/1.jsonl", b'{"text": "x"}')
     assert remote.inputs("memory://bucket/deep/*") != found
