@@ -5,8 +5,8 @@
                                       there are several; a split as TFDS writes it, else `train`
 
 Nothing is downloaded or prepared. Records are tf.train.Example in ArrayRecord or TFRecord files; features that are
-single strings are read, one in another as `translation/en`, and for ids integers. Parquet files of TFDS 4.9.10 lack records: of 1,000 in a
-shard its writer kept 400.
+single strings are read, one in another as `translation/en`, and for ids integers. Parquet files of TFDS 4.9.10 lack
+records: of 1,000 in a shard its writer kept 400.
 """
 
 import itertools

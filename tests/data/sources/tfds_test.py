@@ -192,7 +192,11 @@ def test_features_are_chosen_by_their_names_as_an_example_has_them(tmp_path):
 
 
 def test_an_id_may_be_an_integer(tmp_path):
-    kinds = {"text": features.Text(), "id": features.Scalar(dtype=np.int64), "number": features.Scalar(dtype=np.int32)}
+    kinds = {
+        "text": features.Text(),
+        "id": features.Scalar(dtype=np.int64),
+        "number": features.Scalar(dtype=np.int32),
+    }
     folder = prepare(tmp_path, {"train": [{"text": "a", "id": -(2**40), "number": 7}]}, kinds)
     assert ids(f"tfds:{folder}") == [str(-(2**40))]
     assert [item.id for item in read_all(f"tfds:{folder}", {"id": "number"})] == ["7"]
