@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.progress import track
 from data.curate import shuffle, signatures
 from data.curate.forest import Forest, chunks, mapped
 from data.curate.minhash import COLUMN, MIX
@@ -67,7 +68,7 @@ def members(
             count = before + writer.add(files)
         if count > before:
             forest = Forest(count, folder / "parents")
-            for bucket in range(buckets):
+            for bucket in track(range(buckets), "buckets", buckets):
                 for left, right in _pairs(folder / f"bucket-{bucket}", count, on, address):
                     forest.join(left, right)
                 shutil.rmtree(folder / f"bucket-{bucket}")
