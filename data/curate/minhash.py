@@ -23,6 +23,7 @@ from data.curate.step import Outcome, texts
 from data.curate.words import PUNCTUATION, RARE, REMEMBERED, tokenizer
 
 COLUMN = "minhash"
+OWN, ANY = "own", "xx"  # each document's language; that of documents of which it is not known
 PRIME = np.uint64(2**61 - 1)
 GROUP = 1 << 20  # characters of texts that go through together
 BLOCK = 16384  # hashes that are permuted together: with two of its like they stay in the cache of a core
@@ -40,7 +41,7 @@ class MinHash:
 
     version: ClassVar[int] = 1
     packages: ClassVar[tuple[str, ...]] = ("spacy",)
-    language: str = "en"
+    language: str = "en"  # whose rules split words; `own` are those of each document's language, as in FineWeb-2
     ngrams: int = 5  # words of a run
     buckets: int = 14
     hashes_per_bucket: int = 8
@@ -52,18 +53,35 @@ class MinHash:
         for name in ("ngrams", "buckets", "hashes_per_bucket"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2^32)")
+        require(
+            (self.language, self.method) != (OWN, "fast"),
+            f"method=fast splits words of every language alike and takes no language={OWN}",
+        )
 
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
         """The batch with a signature of each text."""
-        found = np.concatenate([self.signatures(group) for group in _groups(texts(batch))])
+        given = texts(batch)
+        found = np.empty((len(given), self.buckets * self.hashes_per_bucket), np.uint64)
+        for language, rows in self._rows(batch).items():
+            groups = _groups([given[row] for row in rows])
+            found[rows] = np.concatenate([self.signatures(group, language) for group in groups])
         missing = (found == EMPTY).all(1)
         storage = pa.py_buffer(np.packbits(~missing, bitorder="little")), pa.py_buffer(found.astype("<u8", order="C"))
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(8 * found.shape[1]), len(found), list(storage))
         return Outcome(batch.append_column(COLUMN, column), [None] * len(found))
 
-    def signatures(self, group: list[str]) -> np.ndarray:
+    def _rows(self, batch: pa.RecordBatch) -> dict[str, list[int]]:
+        """Documents by the language whose rules split their words."""
+        if self.language != OWN:
+            return {self.language: list(range(len(batch)))}
+        rows: dict[str, list[int]] = {}
+        for row, language in enumerate(batch.column("language").to_pylist()):
+            rows.setdefault(language or ANY, []).append(row)
+        return rows
+
+    def signatures(self, group: list[str], language: str) -> np.ndarray:
         """[texts, hashes]; `EMPTY` throughout where a text has too few words."""
-        runs, counts = METHODS[self.method](group, self.language, self.ngrams)
+        runs, counts = METHODS[self.method](group, language, self.ngrams)
         return least(runs, counts, *parameters(self.seed, self.buckets * self.hashes_per_bucket), self.method)
 
 

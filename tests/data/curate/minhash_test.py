@@ -185,3 +185,22 @@ def test_pairs_are_found_with_the_probability_of_theory(method):
     assert theory.mean(1).min() < 0.15
     assert theory.mean(1).max() > 0.99
     assert np.abs(found.mean(1) - theory.mean(1)).max() < 0.02
+
+
+def test_words_of_each_document_by_the_rules_of_its_own_language():
+    texts = {
+        "de": "Wie geht's dir heute, fragte der Müller, und z.B. seine Frau gab's ihm zurück.",
+        "en": "How don't you know, asked the miller's wife, that it isn't the river's fault at all?",
+        "zh": "河水在夜里上涨,到早晨低处的田地已经淹没在水下,一直到老磨坊那里。",
+        "": "How don't you know, asked the miller's wife, that it isn't the river's fault at all?",
+    }
+    order = ["en", "zh", "", "de", "en"]
+    batch = to_batch([Document(str(i), texts[code], "", language=code) for i, code in enumerate(order)])
+    own = MinHash(language="own")(batch).batch.column("minhash").to_pylist()
+    for code, found in zip(order, own):
+        assert [found] == signatures(MinHash(language=code or "xx"), [texts[code]])
+    assert own[1] is not None
+    assert signatures(MinHash(), [texts["zh"]]) == [None]
+    assert len(MinHash(language="own")(batch.slice(0, 0)).batch) == 0
+    with pytest.raises(UserError, match="method=fast splits words of every language alike"):
+        parse(MinHash, {"language": "own", "method": "fast"}, "data.recipe[0]")
