@@ -67,7 +67,7 @@ SLURM = {
 
 def ends(processes):
     """Exit codes and what was written to standard error, by the way printed whole for a test that fails."""
-    told = [process.communicate(timeout=200)[1] for process in processes]
+    told = [process.communicate(timeout=600)[1] for process in processes]
     print(*told, sep="\n--- next process\n")
     return [process.returncode for process in processes], told
 
