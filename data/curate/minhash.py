@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from core.config import require
 from data.curate import shuffle
 from data.curate.step import Outcome, texts
-from data.curate.words import PUNCTUATION, RARE, REMEMBERED, tokenizer
+from data.curate.words import PUNCTUATION, RARE, REMEMBERED, packages_of, tokenizer
 
 COLUMN = "minhash"
 OWN, ANY = "own", "xx"  # each document's language; that of documents of which it is not known
@@ -40,7 +40,6 @@ class MinHash:
     """
 
     version: ClassVar[int] = 1
-    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"  # whose rules split words; `own` are those of each document's language, as in FineWeb-2
     ngrams: int = 5  # words of a run
     buckets: int = 14
@@ -48,6 +47,11 @@ class MinHash:
     seed: int = 1
     method: Literal["fineweb", "fast"] = "fineweb"
     keep: Literal["first", "longest"] = "first"  # of documents that are nearly the same; first by hash of the id
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions decide."""
+        return packages_of(self.language)
 
     def __post_init__(self):
         for name in ("ngrams", "buckets", "hashes_per_bucket"):

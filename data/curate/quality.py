@@ -9,7 +9,7 @@ import pyarrow as pa
 from core.config import require
 from data.curate.repetition import duplicates
 from data.curate.step import Outcome, TextRule, replace, texts
-from data.curate.words import splitter, terminals
+from data.curate.words import packages_of, splitter, terminals
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -22,7 +22,6 @@ class GopherQuality(TextRule):
     """Drops texts whose words or lines are unlike those of prose. Stop words are compared as they are written."""
 
     version: ClassVar[int] = 1
-    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     min_doc_words: int = 50  # words that are more than punctuation
     max_doc_words: int = 100_000
@@ -34,6 +33,11 @@ class GopherQuality(TextRule):
     min_alpha_words_ratio: float = 0.8  # with a letter
     min_stop_words: int = 2  # different ones
     stop_words: tuple[str, ...] = STOP_WORDS
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions decide."""
+        return packages_of(self.language)
 
     def reason(self, text: str) -> str | None:
         """Why the text is dropped, or None."""
@@ -71,12 +75,16 @@ class C4Quality:
     """Leaves out lines that are no prose, and drops what then is too little. FineWeb keeps lines without a mark."""
 
     version: ClassVar[int] = 1
-    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     filter_no_terminal_punct: bool = False
     min_num_sentences: int = 5
     min_words_per_line: int = 3
     max_word_length: int = 1000
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions decide."""
+        return packages_of(self.language)
 
     def __post_init__(self):
         require(self.max_word_length > 0, f"max_word_length={self.max_word_length} must be positive")
@@ -123,7 +131,6 @@ class FineWebQuality(TextRule):
     """FineWeb's own rules: drops lists, and texts whose lines are short, unfinished or repeated."""
 
     version: ClassVar[int] = 1
-    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     line_punct_thr: float = 0.12
     line_punct_exclude_zero: bool = False
@@ -132,6 +139,11 @@ class FineWebQuality(TextRule):
     short_line_length: int = 30
     char_duplicates_ratio: float = 0.01
     new_line_ratio: float = 0.3  # line breaks for a word
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions decide."""
+        return packages_of(self.language)
 
     def reason(self, text: str) -> str | None:
         """Why the text is dropped, or None."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from data.curate.step import TextRule
-from data.curate.words import BASE, Words, splitter
+from data.curate.words import BASE, Words, packages_of, splitter
 
 PARAGRAPHS, LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
@@ -22,7 +22,6 @@ class GopherRepetition(TextRule):
     """Drops texts that repeat their lines, paragraphs or runs of words. Shares are of all characters."""
 
     version: ClassVar[int] = 1
-    packages: ClassVar[tuple[str, ...]] = ("spacy",)
     language: str = "en"
     dup_line_frac: float = 0.30  # of lines
     dup_para_frac: float = 0.30  # of paragraphs
@@ -30,6 +29,11 @@ class GopherRepetition(TextRule):
     dup_para_char_frac: float = 0.20
     top_n_grams: tuple[tuple[int, float], ...] = ((2, 0.20), (3, 0.18), (4, 0.16))
     dup_n_grams: tuple[tuple[int, float], ...] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions decide."""
+        return packages_of(self.language)
 
     def reason(self, text: str) -> str | None:
         """Why the text is dropped, or None."""

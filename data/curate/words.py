@@ -183,6 +183,11 @@ def _symbols() -> frozenset[str]:
     return frozenset(PUNCTUATION) | terminals()
 
 
+def packages_of(language: str) -> tuple[str, ...]:
+    """Packages whose versions decide its words; of `own`, the language of each document, those of every language."""
+    return ("spacy", "jieba") if language in ("zh", "own") else ("spacy",)
+
+
 def tokenizer(language: str) -> Callable[[str], list[str]]:
     """Splits a piece of text by the rules of a language; `xx` are those for any."""
     if language == "zh":

@@ -18,6 +18,8 @@ from core.errors import UserError
 from data.curate import minhash
 from data.curate.minhash import MinHash
 from data.curate.partition import to_batch
+from data.curate.quality import C4Quality, FineWebQuality, GopherQuality
+from data.curate.repetition import GopherRepetition
 from data.curate.words import PUNCTUATION
 from data.document import Document
 
@@ -204,3 +206,10 @@ def test_words_of_each_document_by_the_rules_of_its_own_language():
     assert len(MinHash(language="own")(batch.slice(0, 0)).batch) == 0
     with pytest.raises(UserError, match="method=fast splits words of every language alike"):
         parse(MinHash, {"language": "own", "method": "fast"}, "data.recipe[0]")
+
+
+@pytest.mark.parametrize("step", [MinHash, GopherQuality, C4Quality, FineWebQuality, GopherRepetition])
+def test_the_package_that_splits_chinese_words_decides(step):
+    assert step(language="de").packages == ("spacy",)
+    assert step(language="zh").packages == ("spacy", "jieba")
+    assert MinHash(language="own").packages == ("spacy", "jieba")
