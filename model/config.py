@@ -69,6 +69,29 @@ class Kernels:
 
 
 @dataclass(frozen=True)
+class MultiToken:
+    """Modules that predict tokens beyond the next, each one block: `config.model.multi_token`.
+
+    parallel (Gloeckle et al. 2024) reads what the trunk's last layer gave; sequential (DeepSeek-V3) what the module
+    before it gave and the embedding of the token that this one was to predict. All share embedding and output layer.
+    """
+
+    kind: Literal["none", "parallel", "sequential"] = "none"
+    tokens: int = 1  # M, the next one, which the trunk predicts, included
+
+    def __post_init__(self):
+        if self.kind == "none":
+            require(self.tokens == 1, f"multi_token: tokens={self.tokens} needs a kind, parallel or sequential")
+        else:
+            require(self.tokens > 1, f"multi_token: tokens={self.tokens} must be 2 or more with kind={self.kind}")
+
+    @property
+    def modules(self) -> int:
+        """One for each token beyond the next."""
+        return self.tokens - 1
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer: `config.model`. The defaults are SmolLM3's; `model/presets.py` has whole models."""
 
@@ -110,6 +133,8 @@ class ModelConfig:
     embedding_scale: float = 1.0  # Gemma: sqrt(D)
     final_soft_cap: float | None = None  # of the output logits
 
+    multi_token: MultiToken = MultiToken()
+
     init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     # What the backward pass computes again: nothing; whole layers; all but what attention reads and gives; all but
@@ -135,6 +160,8 @@ class ModelConfig:
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(not self.global_every or self.sliding_window > 0, "global_every needs a sliding_window")
         require(self.num_layers <= MAX_LAYERS, f"num_layers={self.num_layers} is above {MAX_LAYERS}")
+        M = self.multi_token.tokens
+        require(M <= MAX_LAYERS, f"multi_token: tokens={M} is above {MAX_LAYERS}")
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be above 1")
         for name in ("norm_epsilon", "embedding_scale"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
@@ -163,6 +190,12 @@ class ModelConfig:
         return attention + (2 if self.feed_forward == "relu2" else 3) * self.d_model * self.d_ff
 
     @property
+    def module_matmul_parameters(self) -> int:
+        """The same of one module of `multi_token`, the shared output layer not included."""
+        projection = 2 * self.d_model**2 if self.multi_token.kind == "sequential" else 0
+        return self.layer_matmul_parameters + projection
+
+    @property
     def num_parameters(self) -> int:
         """All parameters; a tied embedding counts once."""
         D, F, H = self.d_model, self.d_ff, self.head_dim
@@ -172,18 +205,22 @@ class ModelConfig:
         layer += H * (self.num_heads + 2 * self.num_kv_heads) * self.qkv_bias + D * self.output_bias
         layer += ((F if self.feed_forward == "relu2" else 2 * F) + D) * self.feed_forward_bias
         embeddings = self.vocab_size * D * (1 if self.tied_head else 2)
-        return embeddings + self.num_layers * layer + norm
+        module = layer - self.layer_matmul_parameters + self.module_matmul_parameters
+        module += norm * (3 if self.multi_token.kind == "sequential" else 1)
+        return embeddings + self.num_layers * layer + norm + self.multi_token.modules * module
 
     def flops_per_token(self, row_length: int) -> float:
         """Training FLOPs a token, forward and backward: 6 N + 12 L N_heads H S.
 
-        N counts the parameters of matrix products, the output head included. S is the mean number of keys that a
-        query sees in a row that is one document: T / 2 (half of the T x T products are causal), or less in layers
-        with a sliding window. Documents in a row shorten it further, which is not counted.
+        N counts the parameters of matrix products, the output head included, as often as it is used. S is the mean
+        number of keys that a query sees in a row that is one document: T / 2 (half of the T x T products are causal),
+        or less in layers with a sliding window. Documents in a row shorten it further, which is not counted.
         """
-        matmul = self.num_layers * self.layer_matmul_parameters + self.vocab_size * self.d_model
+        modules = self.multi_token.modules
+        matmul = self.num_layers * self.layer_matmul_parameters + modules * self.module_matmul_parameters
+        matmul += (1 + modules) * self.vocab_size * self.d_model
         T, keys = row_length, 0.0
-        for window in self.windows:
+        for window in (*self.windows, *[self.sliding_window] * modules):
             w = min(window, T) if window else T
             keys += w - w * w / (2 * T)
         return 6 * matmul + 12 * self.num_heads * self.head_dim * keys

@@ -289,8 +289,9 @@ def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int 
             "torch_dtype": dtype,
         }
         found = from_hf(described, Path("config.json"))
-        # Back in our words it must be the same model; these do not change what is computed.
-        asked = dataclasses.replace(_plain(config), dtype=found.dtype, remat=found.remat, kernels=found.kernels)
+        # Back in our words it must be the same model; these do not change the next token's logits.
+        same = {name: getattr(found, name) for name in ("dtype", "remat", "kernels", "multi_token")}
+        asked = dataclasses.replace(_plain(config), **same)
         refusals[kind] = [
             field.name
             for field in dataclasses.fields(asked)

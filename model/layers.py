@@ -1,4 +1,4 @@
-"""Norms and feed-forward layers."""
+"""The embedding, norms and feed-forward layers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels.dispatch import target
 from kernels.linear.api import linear
 from model.config import ModelConfig
+from model.sharding import gathered, look_up
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -18,6 +19,12 @@ def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param:
 def zeros(*shape: int) -> nnx.Param:
     """A float32 bias."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+def embed(config: ModelConfig, embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """The residual stream before the first layer [B, T, D]."""
+    x_BTD = look_up(gathered(embedding_VD.astype(config.dtype)), tokens_BT)
+    return x_BTD if config.embedding_scale == 1 else x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
 
 
 class Norm(nnx.Module):

@@ -12,26 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kernels.attention.api import attention
-from model.attention import Attend, Attention
+from model.block import REMAT_POLICIES, Block, attend_within
 from model.config import ModelConfig
-from model.layers import FeedForward, Norm, normal
+from model.layers import Norm, normal
+from model.layers import embed as embed_tokens
+from model.multi_token import MultiTokenModules
 from model.position import Rotation, rotary_table
-from model.sharding import constrain, gathered, look_up
+from model.sharding import constrain, gathered
 
 Params = dict[str, Any]
-
-# What the forward pass keeps of a layer beside its input, by the names that model/ and kernels/ give.
-ATTENTION = ("query", "key", "value", "attention_out", "attention_lse")
-BRANCHES = (*ATTENTION, "gate", "up")
-_policies = jax.checkpoint_policies
-REMAT_POLICIES = {
-    "full": None,
-    "attention": _policies.save_only_these_names(*ATTENTION),
-    "branches": _policies.save_only_these_names(*BRANCHES),
-    "dots": _policies.dots_saveable,
-    "dots_without_batch": _policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Output(NamedTuple):
@@ -39,31 +28,14 @@ class Output(NamedTuple):
 
     hidden_BTD: jax.Array  # after the final norm
     max_logit_LN: jax.Array  # largest attention logit of every layer and head, before a soft cap
-
-
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        D = config.d_model
-        self.attention_norm = Norm(config, D)
-        self.attention = Attention(config, rngs)
-        self.feed_forward_norm = Norm(config, D)
-        self.feed_forward = FeedForward(config, rngs)
-        self.normalises_branches = config.norm_position == "pre_post"
-        if self.normalises_branches:
-            self.attention_post_norm, self.feed_forward_post_norm = Norm(config, D), Norm(config, D)
-
-    def __call__(self, x_BTD, rotation: Rotation, attend: Attend) -> tuple[jax.Array, Any]:
-        """The residual stream after the layer, and what `attend` gave beside the mixed values."""
-        mixed_BTD, extra = self.attention(self.attention_norm(x_BTD), rotation, attend)
-        x_BTD = x_BTD + (self.attention_post_norm(mixed_BTD) if self.normalises_branches else mixed_BTD)
-        inner_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
-        return x_BTD + (self.feed_forward_post_norm(inner_BTD) if self.normalises_branches else inner_BTD), extra
+    residual_BTD: jax.Array  # before the final norm, which `multi_token` reads
 
 
 class Transformer(nnx.Module):
-    """Embedding, scanned blocks, final norm; `head` only where the embedding is not the output layer too."""
+    """Embedding, scanned blocks, final norm; `head` only where the embedding is not the output layer too.
+
+    `multi_token` holds the modules that predict further tokens, where there are any; `__call__` leaves them out.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -73,6 +45,8 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(config, config.d_model)
         if not config.tied_head:
             self.head = normal(rngs.params(), (config.vocab_size, config.d_model), config.init_std)
+        if config.multi_token.modules:  # drawn last, so that the trunk is as without them
+            self.multi_token = MultiTokenModules(config, rngs)
 
     def __call__(self, tokens_BT, segment_ids_BT, positions_BT) -> Output:
         """Hidden states of every token; a token sees earlier ones of its own segment."""
@@ -82,29 +56,16 @@ class Transformer(nnx.Module):
 
         def layer(x_BTD, scanned):
             params, uses_rope, window = scanned
-
-            def attend(q_BTNH, k_BTKH, v_BTKH):
-                masks = {"segment_ids_BT": segment_ids_BT, "window": window}
-                logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap}
-                kernel = config.kernels.attention
-                out = attention(q_BTNH, k_BTKH, v_BTKH, **masks, **logits, implementation=kernel)
-                return out.out_BTNH, out.max_logit_N
-
+            attend = attend_within(config, segment_ids_BT, window)
             return nnx.merge(graph, params)(constrain(x_BTD), Rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
         per_layer = (layers, jnp.array(config.uses_rope), window_of_layers(config, T))
         x_BTD, max_logit_LN = jax.lax.scan(
-            layer, constrain(_embed(config, self.embedding[...], tokens_BT)), per_layer
+            layer, constrain(embed_tokens(config, self.embedding[...], tokens_BT)), per_layer
         )
-        return Output(self.final_norm(x_BTD), max_logit_LN)
-
-
-def _embed(config: ModelConfig, embedding_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """The residual stream before the first layer [B, T, D]."""
-    x_BTD = look_up(gathered(embedding_VD.astype(config.dtype)), tokens_BT)
-    return x_BTD if config.embedding_scale == 1 else x_BTD * jnp.asarray(config.embedding_scale, x_BTD.dtype)
+        return Output(self.final_norm(x_BTD), max_logit_LN, x_BTD)
 
 
 def window_of_layers(config: ModelConfig, length: int) -> np.ndarray | None:
@@ -136,7 +97,7 @@ def apply(config: ModelConfig, params: Params, tokens_BT, segment_ids_BT, positi
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
     """The residual stream before the first layer [B, T, D]; needs no layers among `params`."""
-    return _embed(config, params["embedding"], tokens_BT)
+    return embed_tokens(config, params["embedding"], tokens_BT)
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from optim.groups import GROUPS, label, path_name
 from optim.matrices import PROJECTIONS
 from optim.metrics import Metrics
 
-STACKED = "layers/"  # what lies below has the layers as its first dimension
+STACKED = ("layers/", "multi_token/layers/")  # what lies below has the layers as its first dimension
 TINY = 1e-6  # that keeps divisors from 0
 
 

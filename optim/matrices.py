@@ -3,7 +3,7 @@
     x_SIO = to_matrices(x, layout)   # [*stack, inputs, outputs]
     x = from_matrices(x_SIO, layout, x.shape)
 
-Dimensions: L layers, D model, N query heads, K key heads, H head size, F feed-forward.
+Dimensions: L layers or modules, D model, I inputs, N query heads, K key heads, H head size, F feed-forward.
 """
 
 import math
@@ -25,16 +25,17 @@ class Layout(NamedTuple):
 
 
 PROJECTIONS = {
-    r"layers/attention/query": Layout("LDNH", "L", "D", "NH"),
-    r"layers/attention/(key|value)": Layout("LDKH", "L", "D", "KH"),
-    r"layers/attention/output": Layout("LNHD", "L", "NH", "D"),
-    r"layers/feed_forward/(gate|up)": Layout("LDF", "L", "D", "F"),
-    r"layers/feed_forward/down": Layout("LFD", "L", "F", "D"),
+    r"(multi_token/)?layers/attention/query": Layout("LDNH", "L", "D", "NH"),
+    r"(multi_token/)?layers/attention/(key|value)": Layout("LDKH", "L", "D", "KH"),
+    r"(multi_token/)?layers/attention/output": Layout("LNHD", "L", "NH", "D"),
+    r"(multi_token/)?layers/feed_forward/(gate|up)": Layout("LDF", "L", "D", "F"),
+    r"(multi_token/)?layers/feed_forward/down": Layout("LFD", "L", "F", "D"),
+    r"multi_token/layers/projection": Layout("LID", "L", "I", "D"),
 }
 HEADS = PROJECTIONS | {
-    r"layers/attention/query": Layout("LDNH", "LN", "D", "H"),
-    r"layers/attention/(key|value)": Layout("LDKH", "LK", "D", "H"),
-    r"layers/attention/output": Layout("LNHD", "LN", "H", "D"),
+    r"(multi_token/)?layers/attention/query": Layout("LDNH", "LN", "D", "H"),
+    r"(multi_token/)?layers/attention/(key|value)": Layout("LDKH", "LK", "D", "H"),
+    r"(multi_token/)?layers/attention/output": Layout("LNHD", "LN", "H", "D"),
 }
 SPLITS = {"projection": PROJECTIONS, "head": HEADS}
 

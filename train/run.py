@@ -1,7 +1,6 @@
 """One run: what it is made from, what it computes, its history, and the parameters that it has reached."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,8 @@ from data.history import History
 from data.plan import Plan
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
-from objectives import next_token
+from objectives.build import build as build_objective
+from objectives.build import require_room
 from objectives.config import ObjectiveConfig
 from optim.build import build
 from optim.config import OptimConfig
@@ -50,6 +50,8 @@ class Run:
         if bool(self.batch.stages) == bool(self.train.steps):
             either = "both say how long" if self.train.steps else "both leave open how long"
             raise UserError(f"config train.steps and batch.stages {either} to train; give one of them")
+        shortest = min(stage.row_length for stage in self.batch.plan(self.train.steps))
+        require_room(self.model, self.objective, shortest)
 
     @property
     def steps(self) -> int:
@@ -85,8 +87,8 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
-    loss = functools.partial(next_token.loss, run.model, objective=run.objective)
-    step = make_step(loss, optimizer, schedule, shardings, run.train.microbatches)
+    objective = build_objective(run.model, run.objective, run.steps)
+    step = make_step(objective, optimizer, schedule, shardings, run.train.microbatches)
     step = compile_step(step, shardings, sharding.batch_sharding(mesh))
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
     begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
@@ -149,6 +151,10 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     # As the device, these decide no more than how results are rounded.
     del decides["model"]["kernels"]
     decides["model"]["remat"] = "none"  # not left out, so that the runs that have it so written down go on
+    if not run.model.multi_token.modules:  # left out, so that runs from before there were any go on
+        del decides["model"]["multi_token"]
+        if not run.objective.multi_token.trunk:
+            del decides["objective"]["multi_token"]
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **start_spec(run.start, workdir)}
 

@@ -195,6 +195,8 @@ def _spec(start: StartConfig, model: ModelConfig) -> dict[str, Any]:
     shape = dataclasses.asdict(model)
     for name in set(CHANGEABLE) - {"vocab_size"}:
         del shape[name]
+    if not model.multi_token.modules:  # as in imports from before there were any
+        del shape["multi_token"]
     return {"version": VERSION, "start": own, "model": shape}
 
 

@@ -10,35 +10,37 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels.dispatch import target
+from objectives.build import Metrics, Total
+from objectives.interface import Named, mean
 from optim.metrics import collect
 from train.sharding import on_mesh
 from train.state import TrainState
 
-Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-LOSSES = ("loss", "z_loss")  # metrics that are sums over microbatches, the second where there is one
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_step(
-    loss: Loss,
+    objective: Total,
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     shardings: TrainState,
     microbatches: int = 1,
 ) -> Step:
-    """One update from one batch; `loss(params, batch, count)` gives a scalar and metrics."""
+    """One update from one batch."""
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        grads, metrics = accumulate(loss, state.params, batch, microbatches, shardings.params)
+        counts = objective.counts(batch)
+        grads, measured = accumulate(objective, state, batch, counts, microbatches, shardings.params)
         opt_state = to_device(state.opt_state, shardings.opt_state)
-        watched = {name: metrics[name] for name in ("loss", "max_logit_LN")}
+        losses = {name: mean(measured.sums[name], counts[name]) for name in measured.sums}
+        watched = {"loss": losses["loss"], "max_logit_LN": measured.max_logit_LN}
         updates, opt_state = optimizer.update(grads, opt_state, state.params, **watched)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            **{name: metrics[name] for name in LOSSES if name in metrics},
+            **losses,
             "learning_rate": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
-            "max_logit": jnp.max(metrics["max_logit_LN"]),
+            "max_logit": jnp.max(measured.max_logit_LN),
             **collect(opt_state),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -46,32 +48,30 @@ def make_step(
     return step
 
 
-def accumulate(loss: Loss, params: Any, batch: Any, microbatches: int, shardings: Any) -> tuple[Any, dict[str, Any]]:
+def accumulate(
+    objective: Total, state: TrainState, batch: Any, counts: Named, microbatches: int, shardings: Any
+) -> tuple[Any, Metrics]:
     """Gradients and metrics of a batch, from parts of it one after the other.
 
-    Every part is divided by the tokens of the whole batch, so that rows with more padding count no more. A device
+    Every part is divided by the counts of the whole batch, so that rows with more padding count no more. A device
     takes the parts from its own rows. Sums are float32, each device's of its own share of the parameters.
     """
-    count = jnp.sum(batch.weights_BT)
 
-    def of_part(part: Any) -> tuple[Any, dict[str, Any]]:
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part, count)
+    def of_part(part: Any) -> tuple[Any, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(objective.loss, has_aux=True)(state.params, part, counts, state.step)
         return lay_out(grads, shardings), metrics
 
     if microbatches == 1:
         return of_part(batch)
 
-    def add(sums: tuple[Any, dict[str, jax.Array]], part: Any) -> tuple[Any, jax.Array]:
+    def add(totals: tuple[Any, Named], part: Any) -> tuple[Any, jax.Array]:
         grads, metrics = of_part(part)
-        losses = {name: sums[1][name] + metrics[name] for name in sums[1]}
-        return (jax.tree.map(jnp.add, sums[0], grads), losses), metrics["max_logit_LN"]
+        return jax.tree.map(jnp.add, totals, (grads, metrics.sums)), metrics.max_logit_LN
 
     parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
-    zeros = lay_out(jax.tree.map(jnp.zeros_like, params), shardings)
-    _, measured = jax.eval_shape(of_part, jax.tree.map(lambda a: a[0], parts))
-    losses = {name: jnp.zeros(()) for name in LOSSES if name in measured}
-    (grads, losses), max_logit_MLN = jax.lax.scan(add, (zeros, losses), parts)
-    return grads, {**losses, "max_logit_LN": max_logit_MLN.max(0)}
+    zeros = lay_out(jax.tree.map(jnp.zeros_like, state.params), shardings)
+    (grads, sums), max_logit_MLN = jax.lax.scan(add, (zeros, {name: jnp.zeros(()) for name in counts}), parts)
+    return grads, Metrics(sums, max_logit_MLN.max(0))
 
 
 def lay_out(tree: Any, shardings: Any) -> Any:

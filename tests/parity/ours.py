@@ -12,7 +12,8 @@ from model.decode import Decoder
 from model.generate import generate
 from model.hf import tensors
 from model.sample import Sampling
-from objectives import next_token
+from objectives.build import build
+from objectives.config import ObjectiveConfig
 
 LOGITS, HALF, GRADIENTS = 1e-4, 2e-2, 1e-3  # the bounds: absolute; relative in norm; relative to the largest
 LENGTHS = (1, 2, 17, 64, 127)
@@ -89,7 +90,8 @@ def their_gradients(answer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def worst_gradient(config: ModelConfig, params: dict, ids: list[int], answer: dict[str, np.ndarray]) -> float:
     """Largest difference of a tensor's gradients, relative to its largest element, over all tensors."""
-    ours = jax.jit(jax.grad(lambda params: next_token.loss(config, params, Batch(ids))[0]))(params)
+    objective, batch = build(config, ObjectiveConfig()), Batch(ids)
+    ours = jax.jit(jax.grad(lambda params: objective.loss(params, batch, objective.counts(batch))[0]))(params)
     theirs, worst = their_gradients(answer), 0.0
     for tensor in tensors(config):
         leaf = ours

@@ -1,0 +1,68 @@
+"""What a step minimises, from config: objectives added up."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from core.errors import UserError
+from model import transformer
+from model.config import ModelConfig
+from objectives.config import ObjectiveConfig
+from objectives.interface import Named, Objective, see
+from objectives.multi_token import Modules, Trunk
+from objectives.next_token import NextToken
+
+
+class Metrics(NamedTuple):
+    """Of a batch, or a part of one."""
+
+    sums: Named  # to be divided by the counts of their names
+    max_logit_LN: jax.Array  # the largest attention logit of every layer and head of the trunk
+
+
+@dataclass(frozen=True)
+class Total:
+    """All objectives of a run of so many steps."""
+
+    model: ModelConfig
+    objectives: tuple[Objective, ...]
+    steps: int
+
+    def counts(self, batch: Any) -> Named:
+        """Of the whole batch, for `loss` of its parts."""
+        return {name: count for one in self.objectives for name, count in one.counts(batch).items()}
+
+    def loss(
+        self, params: transformer.Params, batch: Any, counts: Named, step: jax.Array | int = 0
+    ) -> tuple[jax.Array, Metrics]:
+        """What is minimised, and what is shown of it."""
+        seen = see(self.model, params, batch)
+        found = [one.measure(seen, counts, step / self.steps) for one in self.objectives]
+        total, *others = (one.total for one in found)
+        sums = {name: value for one in found for name, value in one.sums.items()}
+        return sum(others, total), Metrics(sums, seen.output.max_logit_LN)
+
+
+def build(model: ModelConfig, config: ObjectiveConfig, steps: int = 1) -> Total:
+    """The next token, and what the config adds to it."""
+    objectives: list[Objective] = [NextToken(config.z_loss)]
+    if model.multi_token.modules:
+        objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight))
+    if config.multi_token.trunk:
+        objectives.append(Trunk(config.multi_token.trunk))
+    return Total(model, tuple(objectives), steps)
+
+
+def require_room(model: ModelConfig, config: ObjectiveConfig, row_length: int) -> None:
+    """Refuses a row that no token so far ahead fits into."""
+    asked = {
+        "model.multi_token.tokens": model.multi_token.tokens,
+        "objective.multi_token.trunk": 1 + len(config.multi_token.trunk),
+    }
+    for name, tokens in asked.items():
+        if tokens > row_length:
+            raise UserError(
+                f"config {name} asks for {tokens} future tokens, and a row holds {row_length} (batch.row_length); "
+                "predict fewer, or lengthen the rows"
+            )

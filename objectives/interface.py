@@ -1,0 +1,58 @@
+"""What an objective is: it maps what the model computed of a batch to sums, and the batch alone to their counts.
+
+A batch may come in parts, one after the other, and with rows of any padding. So counts are taken of the whole batch,
+and the sums of every part are divided by them: tokens weigh alike wherever they stand.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from kernels.cross_entropy.api import CrossEntropyOutput, linear_cross_entropy
+from model import transformer
+from model.config import ModelConfig
+
+Named = dict[str, jax.Array]  # scalars by the name of the metric that they belong to
+
+
+class Seen(NamedTuple):
+    """What objectives look at: the model, what its trunk computed of a batch, and the batch."""
+
+    model: ModelConfig
+    params: transformer.Params
+    output: transformer.Output
+    batch: Any
+    head_VD: jax.Array  # in the dtype of the computation
+
+    def cross_entropy(self, hidden_BTD, targets_BT, weights_BT, z_loss: float = 0.0) -> CrossEntropyOutput:
+        """Of the output layer, summed over tokens."""
+        options = {"soft_cap": self.model.final_soft_cap, "implementation": self.model.kernels.cross_entropy}
+        return linear_cross_entropy(hidden_BTD, self.head_VD, targets_BT, weights_BT, z_loss=z_loss, **options)
+
+
+def see(model: ModelConfig, params: transformer.Params, batch: Any) -> Seen:
+    """Runs the trunk."""
+    output = transformer.apply(model, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
+    return Seen(model, params, output, batch, transformer.head(model, params))
+
+
+class Measured(NamedTuple):
+    """Of one objective and a batch, or a part of one."""
+
+    total: jax.Array  # what is minimised: sums divided by the counts, times their weights
+    sums: Named  # what the metrics show, each to be divided by the count of its name
+
+
+class Objective(Protocol):
+    """One thing to learn; `progress` is the part of the run that is done, from 0 to 1."""
+
+    def counts(self, batch: Any) -> Named:
+        """What the sums of a whole batch are divided by."""
+
+    def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
+        """Of `seen`, which may be a part of what `counts` are of."""
+
+
+def mean(of: jax.Array, count: jax.Array) -> jax.Array:
+    """A sum over tokens a token; 0 where there are none."""
+    return of / jax.numpy.maximum(count, 1.0)

@@ -1,0 +1,89 @@
+"""The transformer of `model/` and its further tokens once more, in plain float64 `jax.numpy`, to differentiate.
+
+One module or offset after the other, all logits at once. Only the default options of the config.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def losses(config, params, batch, objective, progress=0.0):
+    """What is minimised, by the definition: of every offset the mean over the tokens that count."""
+    trunk_BTD, modules = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
+    head_VD = params["embedding" if config.tied_head else "head"]
+    total = 0.0
+    for offset, weight in weights_of(config, objective, progress):
+        nats, count = 0.0, 0.0
+        hidden_BTD = modules[offset] if offset in modules and not isinstance(weight, tuple) else trunk_BTD
+        log_BTV = jax.nn.log_softmax(hidden_BTD @ head_VD.T)
+        for row in range(len(log_BTV)):
+            places, aims = targets(batch, row, offset)
+            nats -= log_BTV[row, places, aims].sum()
+            count += len(places)
+        total += (weight[0] if isinstance(weight, tuple) else weight) * nats / max(count, 1)
+    return total
+
+
+def weights_of(config, objective, progress):
+    """(offset, weight), the weight in a tuple where the trunk's own logits are meant."""
+    del progress  # constant weights alone
+    M = config.multi_token.tokens
+    found = [(1, 1.0)]
+    found += [(offset, objective.multi_token.weight / (M - 1)) for offset in range(2, M + 1)]
+    return found + [(offset, (weight,)) for offset, weight in enumerate(objective.multi_token.trunk, 2)]
+
+
+def targets(batch, row, offset):
+    """Places, and the tokens at the offset from them, where both are of one document and the token is trained on."""
+    segments, T = batch.segment_ids_BT[row], batch.tokens_BT.shape[1]
+    lasts = {t: t + offset - 1 for t in range(T - offset + 1)}  # the place whose next token it is
+    found = {t: last for t, last in lasts.items() if segments[t] == segments[last] and batch.weights_BT[row, last]}
+    return np.array([*found], int), batch.targets_BT[row, np.array([*found.values()], int)]
+
+
+def _row(config, params, row):
+    tokens_T, targets_T, segments_T, positions_T, _ = row
+    x_TD = params["embedding"][tokens_T]
+    for i in range(config.num_layers):
+        layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+        x_TD = _block(config, layer, x_TD, segments_T, positions_T, config.uses_rope[i])
+    modules, before_TD = {}, x_TD
+    for m in range(config.multi_token.tokens - 1):
+        own = jax.tree.map(lambda a, m=m: a[m], params["multi_token"]["layers"])
+        start_TD = x_TD
+        if config.multi_token.kind == "sequential":
+            token_TD = params["embedding"][jnp.roll(targets_T, -m)]  # at offset m + 1; no target is where it wraps
+            both_TI = [_norm(own["hidden_norm"], before_TD), _norm(own["embedding_norm"], token_TD)]
+            start_TD = jnp.concatenate(both_TI, -1) @ own["projection"]
+        before_TD = _block(config, own, start_TD, segments_T, positions_T, True)
+        modules[m + 2] = _norm(own["final_norm"], before_TD)
+    return _norm(params["final_norm"], x_TD), modules
+
+
+def _block(config, layer, x_TD, segments_T, positions_T, uses_rope):
+    weights, y_TD = layer["attention"], _norm(layer["attention_norm"], x_TD)
+    q_TNH, k_TKH, v_TKH = (jnp.einsum("TD,DNH->TNH", y_TD, weights[name]) for name in ("query", "key", "value"))
+    if uses_rope:
+        q_TNH, k_TKH = (_rotate(config, a, positions_T) for a in (q_TNH, k_TKH))
+    group = config.num_heads // config.num_kv_heads
+    k_TNH, v_TNH = (jnp.repeat(a, group, 1) for a in (k_TKH, v_TKH))
+    logits_NTT = jnp.einsum("TNH,SNH->NTS", q_TNH, k_TNH) / config.head_dim**0.5
+    T = len(x_TD)
+    visible_TT = (jnp.arange(T)[:, None] >= jnp.arange(T)) & (segments_T[:, None] == segments_T)
+    probabilities_NTT = jax.nn.softmax(jnp.where(visible_TT, logits_NTT, -jnp.inf))
+    x_TD = x_TD + jnp.einsum("NTS,SNH,NHD->TD", probabilities_NTT, v_TNH, weights["output"])
+    y_TD, weights = _norm(layer["feed_forward_norm"], x_TD), layer["feed_forward"]
+    return x_TD + (jax.nn.silu(y_TD @ weights["gate"]) * (y_TD @ weights["up"])) @ weights["down"]
+
+
+def _norm(group, x):
+    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * group["scale"]
+
+
+def _rotate(config, x_TNH, positions_T):
+    half = config.head_dim // 2
+    angle_TR = positions_T[:, None] / config.rope_theta ** (jnp.arange(half) / half)
+    turn_T1R = jnp.exp(1j * angle_TR)[:, None]
+    pair_TNR = (x_TNH[..., :half] + 1j * x_TNH[..., half:]) * turn_T1R
+    return jnp.concatenate([pair_TNR.real, pair_TNR.imag], -1)
