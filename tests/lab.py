@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,8 +148,11 @@ class ByteTokenizer:
         return b"".join(names[i] for i in ids).decode("utf-8", "replace")
 
 
-def run_losses(folder: Path, run: Run) -> list[float]:
-    """Paragraphs of the licence as byte tokens, through rows, batches and the true step: the loss of each."""
+def run_losses(folder: Path, run: Run, names: tuple[str, ...] = ("loss",)) -> list[Any]:
+    """Paragraphs of the licence as byte tokens, through rows, batches and the true step: the loss of each.
+
+    Of several names, the list of them.
+    """
     paragraphs = (ROOT / "LICENSE").read_text().split("\n\n")
     documents = [TokenDocument(str(i), "licence", [256, *p.encode(), 257], len(p)) for i, p in enumerate(paragraphs)]
     shards = TokenShards(folder, [write_shard(folder / "t.array_record", documents, np.dtype("<u2"))], "<u2")
@@ -156,5 +160,6 @@ def run_losses(folder: Path, run: Run) -> list[float]:
     state = program.init()
     for batch in make_batches(shards, run.batch, run.seed, run.train.steps).iterate(0, run.train.steps):
         state, metrics = program.step(state, batch)
-        losses.append(float(metrics["loss"]))
+        found = [float(metrics[name]) for name in names]
+        losses.append(found if len(found) > 1 else found[0])
     return losses

@@ -1,0 +1,196 @@
+"""Tokens beyond the next in whole steps: parts of a batch, devices, optimisers, memory, export, and real runs."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from data.config import BatchConfig
+from data.pipeline import Batch
+from lab import on_devices, run_losses
+from model import transformer
+from model.config import ModelConfig, MultiToken
+from model.hf import read_params, write_model
+from model.hf_config import read_config
+from objectives.config import MultiTokenConfig, ObjectiveConfig
+from optim.build import OPTIMIZERS
+from optim.config import OptimConfig
+from optim.groups import path_name
+from train.config import TrainConfig
+from train.run import Run, make_program
+from train.sharding import make_mesh
+
+KINDS = {
+    "parallel": (MultiToken("parallel", 4), MultiTokenConfig(weight=3.0)),
+    "sequential": (MultiToken("sequential", 3), MultiTokenConfig(weight=((0.0, 0.3), (0.5, 0.3), (0.5, 0.1)))),
+    "trunk": (MultiToken(), MultiTokenConfig(trunk=(0.5, ((0.0, 0.25), (0.3, 0.0))))),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+MODULES = pytest.mark.parametrize("kind", ["parallel", "sequential"])
+
+
+def make_run(kind, **changes):
+    """Four heads of keys and values, so that `tensor` may split them."""
+    modules, weights = KINDS[kind]
+    model = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64, multi_token=modules)
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=1, decay_fraction=0.0)
+    objective = ObjectiveConfig(z_loss=1e-4, multi_token=weights)
+    run = Run(model, BatchConfig(rows=8, row_length=16), optim, TrainConfig(steps=4), seed=0, objective=objective)
+    return dataclasses.replace(run, **changes)
+
+
+def batch_of(step):
+    """Two documents a row, in different places, some tokens without a weight."""
+    random = np.random.default_rng(step)
+    tokens = random.integers(0, 64, (8, 17)).astype(np.int32)
+    second = np.arange(16) >= random.integers(1, 16, (8, 1))
+    positions = np.arange(16) - np.where(second, second.argmax(1)[:, None], 0)
+    weights = (random.random((8, 16)) < 0.8).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], second.astype(np.int32), positions.astype(np.int32), weights)
+
+
+def metrics_of(run, devices=1, steps=4):
+    """Every loss of every step."""
+    program = make_program(run, make_mesh(run.mesh, jax.devices()[:devices]))
+    state, found = program.init(), []
+    for step in range(steps):
+        state, metrics = program.step(state, batch_of(step))
+        found.append({name: float(metrics[name]) for name in metrics if "loss" in name or name == "grad_norm"})
+    return found
+
+
+alone = functools.cache(lambda kind: metrics_of(make_run(kind)))
+
+
+def assert_alike(found, expected, tolerance):
+    for own, other in zip(found, expected, strict=True):
+        assert own.keys() == other.keys()
+        for name in own:
+            assert own[name] == pytest.approx(other[name], rel=tolerance), name
+
+
+@every_kind
+def test_microbatches_and_remat_change_nothing(kind):
+    run = make_run(kind, train=TrainConfig(steps=4, microbatches=2))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))
+    assert_alike(metrics_of(run), alone(kind), 1e-5)
+
+
+SCRIPT = """
+import sys
+import jax
+sys.path.insert(0, {tests!r})
+from train.config import MeshConfig
+from multi_token_test import alone, assert_alike, make_run, metrics_of
+
+for kind, mesh in {cases!r}:
+    run = make_run(kind, mesh=MeshConfig(**mesh))
+    assert_alike(metrics_of(run, 4), alone(kind), 1e-5)
+    print("as one device:", kind, mesh)
+"""
+FEW = (
+    ("parallel", {"fsdp": 2, "context": 2}),
+    ("sequential", {"tensor": 2, "context": 2}),
+    ("trunk", {"context": 4}),
+)
+ALL = tuple(
+    (kind, mesh)
+    for kind in KINDS
+    for mesh in ({"fsdp": 4}, {"replica": 2, "tensor": 2}, {"context": 4}, {"fsdp": 2, "context": 2})
+)
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_meshes_train_as_one_device(cases):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
+    assert on_devices(4, script, timeout=1800).count("as one device:") == len(cases)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_moves_every_parameter_of_the_modules(name):
+    run = make_run("sequential", optim=OptimConfig(optimizer=name, learning_rate=1e-3, warmup_steps=0))
+    program = make_program(run, make_mesh())
+    state = program.init()
+    before = jax.tree.map(np.array, state.params)
+    for step in range(2):  # the first of SOAP moves nothing by it
+        state, _ = program.step(state, batch_of(step))
+    after = state.params["multi_token"]
+    for (path, leaf), old in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(before["multi_token"])):
+        for module in range(2):
+            assert (np.asarray(leaf[module]) != old[module]).any(), (path_name(path), module)
+
+
+@MODULES
+def test_the_trunk_begins_as_without_modules_and_all_parameters_are_counted(kind):
+    model = make_run(kind).model
+    params, plain = (
+        transformer.init(model, 3),
+        transformer.init(dataclasses.replace(model, multi_token=MultiToken()), 3),
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.num_parameters
+    del params["multi_token"]
+    for own, other in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+@MODULES
+def test_modules_are_dropped_at_export(kind, tmp_path):
+    model = make_run(kind).model
+    params = transformer.init(model, 0)
+    write_model(tmp_path, model, params, max_positions=16, bos=1, eos=2)
+    back = read_config(tmp_path)
+    assert back.multi_token == MultiToken()
+    del params["multi_token"]
+    for own, other in zip(jax.tree.leaves(params), jax.tree.leaves(read_params(tmp_path, back)), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+@every_kind
+def test_real_text_is_learned_with_packing(kind, tmp_path):
+    """The next token's loss falls, and every further offset's with it."""
+    modules, weights = KINDS[kind]
+    model = ModelConfig(258, 2, 32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=64, multi_token=modules)
+    optim = OptimConfig(learning_rate=5e-3, warmup_steps=5, decay_fraction=0.2)
+    batch = BatchConfig(rows=4, row_length=64)
+    objective = ObjectiveConfig(multi_token=weights)
+    run = Run(model, batch, optim, TrainConfig(steps=60), seed=0, objective=objective)
+    names = {
+        "parallel": ["loss_offset_2", "loss_offset_3", "loss_offset_4"],
+        "sequential": ["loss_offset_2", "loss_offset_3"],
+        "trunk": ["trunk_loss_offset_2", "trunk_loss_offset_3"],
+    }[kind]
+    losses = np.array(run_losses(tmp_path, run, ("loss", *names)))
+    assert (losses[-5:].mean(0) < 0.85 * losses[0]).all(), losses[[0, -1]]
+
+
+ROOM = {
+    "modules": ("parallel", 3, "config model.multi_token.tokens asks for 4 future tokens, and a row holds 3"),
+    "trunk": ("trunk", 2, "config objective.multi_token.trunk asks for 3 future tokens, and a row holds 2"),
+}
+
+
+@pytest.mark.parametrize("case", ROOM)
+def test_more_tokens_than_a_row_holds_are_refused(case):
+    kind, length, message = ROOM[case]
+    with pytest.raises(UserError, match=message):
+        make_run(kind, batch=BatchConfig(rows=8, row_length=length))
+
+
+def step_bytes(modules):
+    """Of temporary arrays of a compiled step, whose activations are most of it."""
+    model = ModelConfig(8192, 12, 256, num_heads=4, num_kv_heads=4, head_dim=64, d_ff=768, multi_token=modules)
+    optim = OptimConfig(learning_rate=1e-3)
+    run = Run(model, BatchConfig(rows=8, row_length=1024), optim, TrainConfig(steps=500), seed=0)
+    program = make_program(run, make_mesh())
+    batch = Batch(*(jax.ShapeDtypeStruct((8, 1024), field.dtype) for field in batch_of(0)))
+    return program.step.lower(program.abstract, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_four_parallel_tokens_take_no_more_than_a_seventh_more_memory():
+    """Modules run one after another: of each, activations and a block of logits live at a time."""
+    assert step_bytes(MultiToken("parallel", 4)) <= 1.15 * step_bytes(MultiToken())
