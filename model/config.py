@@ -81,9 +81,9 @@ class MultiToken:
 
     def __post_init__(self):
         if self.kind == "none":
-            require(self.tokens == 1, f"multi_token: tokens={self.tokens} needs a kind, parallel or sequential")
+            require(self.tokens == 1, f"tokens={self.tokens} needs a kind, parallel or sequential")
         else:
-            require(self.tokens > 1, f"multi_token: tokens={self.tokens} must be 2 or more with kind={self.kind}")
+            require(self.tokens > 1, f"tokens={self.tokens} must be 2 or more with kind={self.kind}")
 
     @property
     def modules(self) -> int:
@@ -161,7 +161,7 @@ class ModelConfig:
         require(not self.global_every or self.sliding_window > 0, "global_every needs a sliding_window")
         require(self.num_layers <= MAX_LAYERS, f"num_layers={self.num_layers} is above {MAX_LAYERS}")
         M = self.multi_token.tokens
-        require(M <= MAX_LAYERS, f"multi_token: tokens={M} is above {MAX_LAYERS}")
+        require(M <= MAX_LAYERS, f"multi_token.tokens={M} is above {MAX_LAYERS}")
         require(self.rope_theta > 1, f"rope_theta={self.rope_theta} must be above 1")
         for name in ("norm_epsilon", "embedding_scale"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")

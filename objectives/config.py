@@ -18,9 +18,9 @@ class MultiTokenConfig:
     trunk: tuple[Weight, ...] = ()
 
     def __post_init__(self):
-        require_weight("multi_token: weight", self.weight)
+        require_weight("weight", self.weight)
         for number, weight in enumerate(self.trunk):
-            require_weight(f"multi_token: trunk[{number}]", weight)
+            require_weight(f"trunk[{number}]", weight)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Weight = float | tuple[tuple[float, float], ...]
 
 def at(weight: Weight, progress: jax.Array | float) -> jax.Array:
     """The weight when the part `progress` of the run is done; at a jump, the one after it."""
-    if isinstance(weight, float):
+    if not isinstance(weight, tuple):
         return jnp.float32(weight)
     value = jnp.float32(weight[0][1])
     for (begin, before), (end, after) in itertools.pairwise(weight):
@@ -26,7 +26,7 @@ def at(weight: Weight, progress: jax.Array | float) -> jax.Array:
 
 def require_weight(name: str, weight: Weight) -> None:
     """Refuses what is no schedule, or never above 0."""
-    points = ((0.0, weight),) if isinstance(weight, float) else weight
+    points = weight if isinstance(weight, tuple) else ((0.0, weight),)
     values = [value for _, value in points]
     require(
         bool(values) and all(math.isfinite(value) and value >= 0 for value in values) and max(values) > 0,

@@ -189,10 +189,10 @@ def test_a_batch_without_targets_has_loss_zero():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MultiToken("parallel"), "multi_token: tokens=1 must be 2 or more with kind=parallel"),
-        (lambda: MultiToken(tokens=4), "multi_token: tokens=4 needs a kind, parallel or sequential"),
-        (lambda: MultiTokenConfig(weight=-1.0), "multi_token: weight=-1.0 must be 0 or more, and above 0 somewhere"),
-        (lambda: MultiTokenConfig(trunk=(0.0,)), r"multi_token: trunk\[0\]=0.0 must be 0 or more, and above 0"),
+        (lambda: MultiToken("parallel"), "tokens=1 must be 2 or more with kind=parallel"),
+        (lambda: MultiToken(tokens=4), "tokens=4 needs a kind, parallel or sequential"),
+        (lambda: MultiTokenConfig(weight=-1.0), "weight=-1.0 must be 0 or more, and above 0 somewhere"),
+        (lambda: MultiTokenConfig(trunk=(0.0,)), r"trunk\[0\]=0.0 must be 0 or more, and above 0"),
         (lambda: MultiTokenConfig(weight=((0.5, 1.0), (0.2, 1.0))), "ascending from 0 to 1"),
         (lambda: MultiTokenConfig(weight=((0.5, float("nan")),)), "must be 0 or more"),
     ],

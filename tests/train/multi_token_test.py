@@ -70,7 +70,8 @@ def assert_alike(found, expected, tolerance):
     for own, other in zip(found, expected, strict=True):
         assert own.keys() == other.keys()
         for name in own:
-            assert own[name] == pytest.approx(other[name], rel=tolerance), name
+            # The z-loss is a difference of sums, and so has their last bits.
+            assert own[name] == pytest.approx(other[name], rel=tolerance, abs=5e-6), name
 
 
 @every_kind
