@@ -184,7 +184,7 @@ def test_more_tokens_than_a_row_holds_are_refused(case):
 def step_bytes(modules):
     """Of temporary arrays of a compiled step, whose activations are most of it."""
     model = ModelConfig(8192, 12, 256, num_heads=4, num_kv_heads=4, head_dim=64, d_ff=768, multi_token=modules)
-    optim = OptimConfig(learning_rate=1e-3)
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=1)
     run = Run(model, BatchConfig(rows=8, row_length=1024), optim, TrainConfig(steps=500), seed=0)
     program = make_program(run, make_mesh())
     batch = Batch(*(jax.ShapeDtypeStruct((8, 1024), field.dtype) for field in batch_of(0)))
