@@ -25,7 +25,7 @@ class Modules:
 
     def counts(self, batch: Any) -> Named:
         """Predicted tokens of every offset."""
-        return {name_of(offset): count_of(batch, offset) for offset in range(2, self.tokens + 1)}
+        return counts_of(batch, range(2, self.tokens + 1))
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """One module after the other, its output layer and loss included."""
@@ -33,17 +33,17 @@ class Modules:
         given_MBT = jnp.stack([targets_of(batch, offset - 1)[0] for offset in offsets])
         aims = stacked_targets(batch, offsets)
         row = Row(batch.segment_ids_BT, batch.positions_BT)
-        nats_M = one_after_another(
+        nats_M, hits_M = one_after_another(
             seen.model,
             seen.params,
             seen.output.residual_BTD,
             given_MBT,
             row,
-            lambda hidden_BTD, aim: seen.cross_entropy(hidden_BTD, *aim).loss,
+            lambda hidden_BTD, aim: nats_and_hits(seen, hidden_BTD, *aim),
             aims,
         )
-        sums = {name_of(offset): nats for offset, nats in zip(offsets, nats_M)}
-        means = [mean(sums[name], counts[name]) for name in sums]
+        sums = sums_of(offsets, nats_M, hits_M)
+        means = [mean(nats, counts[f"loss_offset_{offset}"]) for offset, nats in zip(offsets, nats_M)]
         return Measured(schedule.at(self.weight, progress) * sum(means) / len(means), sums)
 
 
@@ -55,32 +55,44 @@ class Trunk:
 
     def counts(self, batch: Any) -> Named:
         """Predicted tokens of every offset."""
-        return {f"trunk_{name_of(offset)}": count_of(batch, offset) for offset, _ in self._offsets}
+        return counts_of(batch, self._offsets, "trunk_")
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """One offset after the other."""
         hidden_BTD = seen.output.hidden_BTD
 
         def one(_, aim):
-            return None, seen.cross_entropy(hidden_BTD, *aim).loss
+            return None, nats_and_hits(seen, hidden_BTD, *aim)
 
-        aims = stacked_targets(seen.batch, [offset for offset, _ in self._offsets])
-        nats_M = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), None, aims)[1]
-        total, sums = 0.0, {}
-        for (offset, weight), nats in zip(self._offsets, nats_M):
-            name = f"trunk_{name_of(offset)}"
-            sums[name] = nats
-            total += schedule.at(weight, progress) * mean(nats, counts[name])
-        return Measured(total, sums)
+        aims = stacked_targets(seen.batch, self._offsets)
+        nats_M, hits_M = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), None, aims)[1]
+        total = sum(
+            schedule.at(weight, progress) * mean(nats, counts[f"trunk_loss_offset_{offset}"])
+            for offset, weight, nats in zip(self._offsets, self.weights, nats_M)
+        )
+        return Measured(total, sums_of(self._offsets, nats_M, hits_M, "trunk_"))
 
     @property
-    def _offsets(self) -> list[tuple[int, Weight]]:
-        return list(enumerate(self.weights, 2))
+    def _offsets(self) -> range:
+        return range(2, 2 + len(self.weights))
 
 
-def name_of(offset: int) -> str:
-    """The metric of an offset."""
-    return f"loss_offset_{offset}"
+def nats_and_hits(seen: Seen, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Any:
+    """The cross-entropy summed over tokens, and how many of them no other token is likelier than."""
+    out = seen.cross_entropy(hidden_BTD, targets_BT, weights_BT)
+    return out.loss, jnp.sum(out.hit_BT * weights_BT)
+
+
+def sums_of(offsets: range, nats_M: jax.Array, hits_M: jax.Array, prefix: str = "") -> Named:
+    """The metrics of every offset."""
+    losses = {f"{prefix}loss_offset_{offset}": nats for offset, nats in zip(offsets, nats_M)}
+    return losses | {f"{prefix}accuracy_offset_{offset}": hits for offset, hits in zip(offsets, hits_M)}
+
+
+def counts_of(batch: Any, offsets: range, prefix: str = "") -> Named:
+    """What they are divided by: the tokens at each offset that are predicted."""
+    counts_M = [jnp.sum(targets_of(batch, offset)[1]) for offset in offsets]
+    return sums_of(offsets, counts_M, counts_M, prefix)
 
 
 def targets_of(batch: Any, offset: int) -> tuple[jax.Array, jax.Array]:
@@ -94,11 +106,6 @@ def stacked_targets(batch: Any, offsets: Any) -> tuple[jax.Array, jax.Array]:
     """The same of several [M, B, T]."""
     targets, weights = zip(*(targets_of(batch, offset) for offset in offsets))
     return jnp.stack(targets), jnp.stack(weights)
-
-
-def count_of(batch: Any, offset: int) -> jax.Array:
-    """How many tokens at an offset are predicted."""
-    return jnp.sum(targets_of(batch, offset)[1])
 
 
 def shifted(x_BT: jax.Array, by: int) -> jax.Array:

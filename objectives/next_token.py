@@ -13,7 +13,7 @@ from objectives.interface import Measured, Named, Seen, mean, see
 
 @dataclass(frozen=True)
 class NextToken:
-    """Of the trunk. The metric `loss` is its nats a token.
+    """Of the trunk. The metric `loss` is its nats a token, `accuracy` how often no token is likelier than the target.
 
     With a z-loss the metrics name it apart, so that `loss` compares with that of runs without.
     """
@@ -23,17 +23,17 @@ class NextToken:
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""
         count = jnp.sum(batch.weights_BT)
-        return {"loss": count, "z_loss": count} if self.z_loss else {"loss": count}
+        return dict.fromkeys(("loss", "accuracy", *(["z_loss"] if self.z_loss else [])), count)
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """The same over the whole run."""
         del progress
         batch = seen.batch
         out = seen.cross_entropy(seen.output.hidden_BTD, batch.targets_BT, batch.weights_BT, self.z_loss)
-        sums = {"loss": out.loss}
+        sums = {"loss": out.loss, "accuracy": jnp.sum(out.hit_BT * batch.weights_BT)}
         if self.z_loss:
             nats = jnp.sum(out.nats_BT * batch.weights_BT)
-            sums = {"loss": nats, "z_loss": out.loss - nats}
+            sums |= {"loss": nats, "z_loss": out.loss - nats}
         return Measured(mean(out.loss, counts["loss"]), sums)
 
 

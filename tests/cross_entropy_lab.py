@@ -52,7 +52,8 @@ def ours(implementation, case, x, w, targets, weights, teacher=None):
     """(loss, nats, nats against the teacher)."""
     teacher = teacher._replace(soft_cap=TEACHER_CAP) if isinstance(teacher, Head) else teacher
     options = {"z_loss": case.z_loss, "soft_cap": case.soft_cap, "implementation": implementation}
-    return linear_cross_entropy(x, w, targets, weights, teacher=teacher, teacher_share=case.share, **options)
+    out = linear_cross_entropy(x, w, targets, weights, teacher=teacher, teacher_share=case.share, **options)
+    return out.loss, out.nats_BT, out.teacher_nats_BT
 
 
 def exact(case, x, w, targets, weights, teacher=None):
@@ -60,7 +61,8 @@ def exact(case, x, w, targets, weights, teacher=None):
     settings, arrays = Settings(case.z_loss, case.soft_cap, TEACHER_CAP), Arrays(x, w, targets, weights)
     if teacher is not None:
         arrays = Arrays(x, w, targets, (1 - case.share) * weights, case.share * weights, teacher)
-    return reference.linear_cross_entropy(settings, arrays)
+    out = reference.linear_cross_entropy(settings, arrays)
+    return out.loss, out.nats_BT, out.teacher_nats_BT
 
 
 def plain(case, x, w, targets, weights, teacher):

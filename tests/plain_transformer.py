@@ -10,19 +10,38 @@ import numpy as np
 
 def losses(config, params, batch, objective, progress=0.0):
     """What is minimised, by the definition: of every offset the mean over the tokens that count."""
-    trunk_BTD, modules = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
-    head_VD = params["embedding" if config.tied_head else "head"]
     total = 0.0
-    for offset, weight in weights_of(config, objective, progress):
+    for offset, weight, logits_BTV in _every(config, params, batch, objective, progress):
         nats, count = 0.0, 0.0
-        hidden_BTD = modules[offset] if offset in modules and not isinstance(weight, tuple) else trunk_BTD
-        log_BTV = jax.nn.log_softmax(hidden_BTD @ head_VD.T)
+        log_BTV = jax.nn.log_softmax(logits_BTV)
         for row in range(len(log_BTV)):
             places, aims = targets(batch, row, offset)
             nats -= log_BTV[row, places, aims].sum()
             count += len(places)
         total += (weight[0] if isinstance(weight, tuple) else weight) * nats / max(count, 1)
     return total
+
+
+def accuracies(config, params, batch, objective):
+    """By the names of the metrics: how many of the tokens that count are the likeliest."""
+    found = {}
+    for offset, weight, logits_BTV in _every(config, params, batch, objective, 0.0):
+        hits = []
+        for row, best_T in enumerate(np.asarray(logits_BTV.argmax(-1))):
+            places, aims = targets(batch, row, offset)
+            hits += (best_T[places] == aims).tolist()
+        name = f"{'trunk_' if isinstance(weight, tuple) else ''}accuracy_offset_{offset}"
+        found["accuracy" if offset == 1 else name] = float(np.mean(hits or [0]))
+    return found
+
+
+def _every(config, params, batch, objective, progress):
+    """(offset, its weight, logits)."""
+    trunk_BTD, modules = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
+    head_VD = params["embedding" if config.tied_head else "head"]
+    for offset, weight in weights_of(config, objective, progress):
+        hidden_BTD = modules[offset] if offset in modules and not isinstance(weight, tuple) else trunk_BTD
+        yield offset, weight, hidden_BTD @ head_VD.T
 
 
 def weights_of(config, objective, progress):

@@ -30,6 +30,7 @@ class CrossEntropyOutput(NamedTuple):
 
     loss: jax.Array  # float32 scalar
     nats_BT: jax.Array  # float32, no gradient: cross entropy of the targets
+    hit_BT: jax.Array  # bool: no logit is larger than the target's
     teacher_nats_BT: jax.Array | None = None  # float32, no gradient: cross entropy of the teacher's distributions
 
 

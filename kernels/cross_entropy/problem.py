@@ -68,6 +68,7 @@ class Output(NamedTuple):
 
     loss: jax.Array
     nats_BT: jax.Array
+    hit_BT: jax.Array  # bool: no logit is larger than the target's
     teacher_nats_BT: jax.Array | None = None
 
 

@@ -10,7 +10,8 @@ def linear_cross_entropy(settings: Settings, arrays: Arrays) -> Output:
     """Through explicit logits of student and teacher."""
     logits_BTV = _logits(arrays.x_BTD, arrays.w_VD, settings.soft_cap)
     lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    nats_BT = lse_BT - jnp.take_along_axis(logits_BTV, arrays.targets_BT[..., None], axis=-1)[..., 0]
+    target_BT = jnp.take_along_axis(logits_BTV, arrays.targets_BT[..., None], axis=-1)[..., 0]
+    nats_BT, hit_BT = lse_BT - target_BT, target_BT >= logits_BTV.max(-1)
     teacher_nats_BT = None
     if arrays.teacher is not None:
         teacher = jax.lax.stop_gradient(arrays.teacher)
@@ -21,7 +22,8 @@ def linear_cross_entropy(settings: Settings, arrays: Arrays) -> Output:
             aim_BT = jnp.sum(teacher_BTV * logits_BTV, -1)
         teacher_nats_BT = mass(teacher) * lse_BT - aim_BT
     loss = token_loss(settings, arrays, lse_BT, nats_BT, teacher_nats_BT)
-    return jax.tree.map(lambda a: a.astype(jnp.float32), Output(loss, nats_BT, teacher_nats_BT))
+    loss, nats_BT, teacher_nats_BT = jax.tree.map(lambda a: a.astype(jnp.float32), (loss, nats_BT, teacher_nats_BT))
+    return Output(loss, nats_BT, hit_BT, teacher_nats_BT)
 
 
 def _logits(x_BTD, w_VD, soft_cap):

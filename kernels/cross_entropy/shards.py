@@ -124,7 +124,7 @@ class _Specs:
         self.tokens = P(split.batch or None, split.context or None)
         self.layer = P(split.vocabulary or None)
         self.gradient = P((*split.vocabulary, *split.parts) or None)
-        self.output = Output(P(), self.tokens, self.tokens)
+        self.output = Output(P(), *3 * [self.tokens])
         self.residuals = Residuals(self.tokens, self.tokens, self.tokens, self.layer)
 
     def arrays(self, arrays: Arrays) -> Arrays:
@@ -160,7 +160,8 @@ def recomputing(sums, gradients) -> Implementation:
         own = sums(settings, _numbered_from_here(split, arrays))
         max_BT = split.largest(own.max_BT)
         lse_BT = max_BT + jnp.log(split.total(own.sum_BT * jnp.exp(own.max_BT - max_BT)))
-        nats_BT = lse_BT - split.total(own.target_BT)
+        target_BT = split.total(own.target_BT)
+        nats_BT, hit_BT = lse_BT - target_BT, target_BT >= max_BT
         teacher_lse_BT, teacher_nats_BT = None, None
         if isinstance(arrays.teacher, TopK):
             teacher_nats_BT = mass(arrays.teacher) * lse_BT - split.total(own.aim_BT)
@@ -171,7 +172,7 @@ def recomputing(sums, gradients) -> Implementation:
             teacher_lse_BT = top_BT + jnp.log(sum_BT)
             teacher_nats_BT = lse_BT - split.total(own.aim_BT * shrink_BT) / sum_BT
         loss = split.token_total(token_loss(settings, arrays, lse_BT, nats_BT, teacher_nats_BT))
-        return Output(loss, nats_BT, teacher_nats_BT), Residuals(lse_BT, teacher_lse_BT)
+        return Output(loss, nats_BT, hit_BT, teacher_nats_BT), Residuals(lse_BT, teacher_lse_BT)
 
     def backward(settings, split, arrays, residuals, dloss):
         hard_BT, soft_BT = (None if a is None else a * dloss for a in (arrays.hard_BT, arrays.soft_BT))

@@ -25,10 +25,10 @@ def _loss(settings: Settings, split: Split, arrays: Arrays) -> Output:
     def chunk(loss, tokens):
         here = arrays.with_tokens(tokens)
         terms = _terms(settings, split, here)
-        return loss + token_loss(settings, here, terms.lse_Bt, *terms.nats), terms.nats
+        return loss + _of_chunk(settings, here, terms), terms.shown
 
-    loss, nats = _scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
-    return Output(split.token_total(loss), *nats)
+    loss, shown = _scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
+    return Output(split.token_total(loss), *shown)
 
 
 class _Terms(NamedTuple):
@@ -38,14 +38,14 @@ class _Terms(NamedTuple):
     exps_BtV: jax.Array
     sum_Bt: jax.Array
     lse_Bt: jax.Array
-    nats: tuple[jax.Array, jax.Array | None]  # of target and teacher
+    shown: tuple[jax.Array, jax.Array, jax.Array | None]  # of each token, as in Output
     teacher_BtV: jax.Array | None  # a whole teacher's distribution
 
 
 def _terms(settings, split, arrays) -> _Terms:
     logits_BtV, exps_BtV, max_Bt, sum_Bt = _softmax(split, arrays.x_BTD, arrays.w_VD, settings.soft_cap)
     lse_Bt = max_Bt + jnp.log(sum_Bt)
-    nats_Bt = lse_Bt - _at(split, logits_BtV, arrays.targets_BT[..., None])[..., 0]
+    target_Bt = _at(split, logits_BtV, arrays.targets_BT[..., None])[..., 0]
     teacher, teacher_nats_Bt, teacher_BtV = arrays.teacher, None, None
     if isinstance(teacher, TopK):
         aim_Bt = jnp.sum(teacher.probs_BTk * _at(split, logits_BtV, teacher.ids_BTk), -1)
@@ -54,7 +54,14 @@ def _terms(settings, split, arrays) -> _Terms:
         _, teacher_BtV, _, total_Bt = _softmax(split, teacher.x_BTE, teacher.w_VE, settings.teacher_cap)
         teacher_BtV = teacher_BtV / total_Bt[..., None]
         teacher_nats_Bt = lse_Bt - split.total(jnp.sum(teacher_BtV * logits_BtV, -1))
-    return _Terms(logits_BtV, exps_BtV, sum_Bt, lse_Bt, (nats_Bt, teacher_nats_Bt), teacher_BtV)
+    shown = lse_Bt - target_Bt, target_Bt >= max_Bt, teacher_nats_Bt
+    return _Terms(logits_BtV, exps_BtV, sum_Bt, lse_Bt, shown, teacher_BtV)
+
+
+def _of_chunk(settings, arrays, terms):
+    """The loss of its tokens."""
+    nats_Bt, _, teacher_nats_Bt = terms.shown
+    return token_loss(settings, arrays, terms.lse_Bt, nats_Bt, teacher_nats_Bt)
 
 
 def _softmax(split, x_BtD, w_VD, soft_cap):
@@ -108,19 +115,19 @@ def _forward(settings: Settings, split: Split, arrays: Arrays) -> tuple[Output, 
         loss, dw_DV = carry
         here = arrays.with_tokens(tokens)
         terms = _terms(settings, split, here)
-        loss += token_loss(settings, here, terms.lse_Bt, *terms.nats)
+        loss += _of_chunk(settings, here, terms)
         dlogits_BtV = _logit_gradients(settings, split, here, terms)
         dx_BtD = split.total(jnp.einsum("BtV,VD->BtD", dlogits_BtV, arrays.w_VD, preferred_element_type=jnp.float32))
         # As [D, Bt] x [Bt, V] with the small operand transposed by hand: [V, Bt] x [Bt, D] would transpose
         # all of dlogits, and the whole op then takes 1.25 times as long.
         x_DX, dlogits_XV = _barrier(here.x_BTD.reshape(-1, D).T), dlogits_BtV.reshape(-1, V)
         dw_DV += jnp.einsum("DX,XV->DV", x_DX, dlogits_XV, preferred_element_type=jnp.float32)
-        return (loss, dw_DV), (terms.nats, dx_BtD.astype(here.x_BTD.dtype))
+        return (loss, dw_DV), (terms.shown, dx_BtD.astype(here.x_BTD.dtype))
 
     start = jnp.float32(0), jnp.zeros((D, V), jnp.float32)
-    (loss, dw_DV), (nats, dx_BTD) = _scan(chunk, start, arrays.of_tokens(), V)
+    (loss, dw_DV), (shown, dx_BTD) = _scan(chunk, start, arrays.of_tokens(), V)
     dw_VD = split.token_total(dw_DV).T.astype(arrays.w_VD.dtype)
-    return Output(split.token_total(loss), *nats), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
+    return Output(split.token_total(loss), *shown), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
 
 
 def _logit_gradients(settings, split, arrays, terms):

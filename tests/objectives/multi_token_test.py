@@ -95,9 +95,9 @@ def test_the_next_token_loses_as_without_the_others(kind):
     own = {name: leaf for name, leaf in params_of(kind).items() if name != "multi_token"}
     _, metrics = value(params_of(kind), make_batch(), model, objective)
     alone, only = value(own, make_batch(), PLAIN, ObjectiveConfig())
-    assert only.keys() == {"loss"}
+    assert only.keys() == {"loss", "accuracy"}
     assert float(metrics["loss"]) == pytest.approx(float(alone), rel=1e-6)
-    assert len(metrics) == {"parallel": 4, "sequential": 3, "trunk": 3, "both": 3}[kind]
+    assert len(metrics) == 2 * {"parallel": 4, "sequential": 3, "trunk": 3, "both": 3}[kind]
 
 
 @every_kind
@@ -106,11 +106,24 @@ def test_a_weight_scales_its_losses_alone(kind):
     model, objective = case(kind)
     total, metrics = value(params_of(kind), make_batch(), model, objective)
     modules = [metrics[name] for name in metrics if name.startswith("loss_offset")]
-    trunk = [metrics[name] for name in metrics if name.startswith("trunk_")]
+    trunk = [metrics[name] for name in metrics if name.startswith("trunk_loss")]
     weights = objective.multi_token
     expected = metrics["loss"] + weights.weight * (np.mean(modules) if modules else 0)
     expected += sum(weight * loss for weight, loss in zip(weights.trunk, trunk))
     assert float(total) == pytest.approx(float(expected), rel=1e-5)
+
+
+@every_kind
+def test_accuracies_count_the_targets_that_are_likeliest(kind):
+    model, objective = case(kind)
+    params, batch = params_of(kind), make_batch()
+    params = {**params, "embedding": 3 * params["embedding"]}  # of which a tied output layer is more decided
+    _, metrics = value(params, batch, model, objective)
+    expected = plain_transformer.accuracies(model, jax.tree.map(jax.numpy.asarray, params), batch, objective)
+    assert {name for name in metrics if "accuracy" in name} == expected.keys()
+    for name, share in expected.items():
+        assert float(metrics[name]) == pytest.approx(share, abs=1e-6), name
+    assert max(expected.values()) > 0
 
 
 def test_targets_stay_within_documents_and_rows():
@@ -143,11 +156,12 @@ def test_no_offset_sees_another_document_or_what_it_predicts(kind):
 
     @jax.jit
     def gradients(weights_1T):
-        """Of the sum of every metric."""
+        """Of every sum of nats."""
         batch = Batch(tokens[:, :-1], tokens[:, 1:], segments, positions, weights_1T)
 
         def sums(embedding):
-            return total.loss({**params, "embedding": embedding}, batch, total.counts(batch))[1].sums
+            found = total.loss({**params, "embedding": embedding}, batch, total.counts(batch))[1].sums
+            return {name: value for name, value in found.items() if "accuracy" not in name}
 
         return jax.jacrev(sums)(params["embedding"])
 

@@ -54,7 +54,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(params):
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
     expected, expected_gradient = jax.value_and_grad(plain)(params)
     assert value == pytest.approx(float(expected), rel=1e-5)
-    assert metrics.keys() == {"loss"}
+    assert metrics.keys() == {"loss", "accuracy"}
     assert float(metrics["loss"]) == float(value)
     for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)):
         np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-3)
