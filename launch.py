@@ -182,10 +182,12 @@ class Experiment:
     def training(self) -> Any:
         """What training needs, as one record."""
         from train.run import Run
+        from train.teacher import find_teacher
 
         names = ("model", "batch", "objective", "optim", "train", "mesh", "start", "seed")
         own = {name: self.parts[name] for name in names}
-        return Run(**own, added=len(self.parts["data"].added))
+        teacher = find_teacher(self.parts["objective"].distill, self.workdir)
+        return Run(**own, added=len(self.parts["data"].added), teacher=teacher)
 
     def run(self, *verbs: str) -> None:
         """One after the other."""

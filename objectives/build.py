@@ -8,8 +8,9 @@ import jax
 from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
-from objectives.config import ObjectiveConfig
-from objectives.interface import Named, Objective, see
+from objectives.config import DistillConfig, ObjectiveConfig
+from objectives.distill import Logits
+from objectives.interface import Named, Objective, Teacher, see
 from objectives.multi_token import Modules, Trunk
 from objectives.next_token import NextToken
 
@@ -28,30 +29,50 @@ class Total:
     model: ModelConfig
     objectives: tuple[Objective, ...]
     steps: int
+    teacher: ModelConfig | None = None
 
     def counts(self, batch: Any) -> Named:
         """Of the whole batch, for `loss` of its parts."""
         return {name: count for one in self.objectives for name, count in one.counts(batch).items()}
 
     def loss(
-        self, params: transformer.Params, batch: Any, counts: Named, step: jax.Array | int = 0
+        self,
+        params: transformer.Params,
+        batch: Any,
+        counts: Named,
+        step: jax.Array | int = 0,
+        teacher: transformer.Params | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """What is minimised, and what is shown of it."""
-        seen = see(self.model, params, batch)
+        """What is minimised, and what is shown of it; the parameters of a teacher get no gradient."""
+        taught_by = None if self.teacher is None else Teacher(self.teacher, teacher)
+        seen = see(self.model, params, batch, taught_by)
         found = [one.measure(seen, counts, step / self.steps) for one in self.objectives]
         total, *others = (one.total for one in found)
         sums = {name: value for one in found for name, value in one.sums.items()}
         return sum(others, total), Metrics(sums, seen.output.max_logit_LN)
 
 
-def build(model: ModelConfig, config: ObjectiveConfig, steps: int = 1) -> Total:
+def build(model: ModelConfig, config: ObjectiveConfig, steps: int = 1, teacher: ModelConfig | None = None) -> Total:
     """The next token, and what the config adds to it."""
-    objectives: list[Objective] = [NextToken(config.z_loss)]
+    distill = config.distill if teacher is not None else DistillConfig(weight=0.0)
+    objectives: list[Objective] = [NextToken(config.z_loss, distill.weight)]
     if model.multi_token.modules:
         objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight))
     if config.multi_token.trunk:
         objectives.append(Trunk(config.multi_token.trunk))
-    return Total(model, tuple(objectives), steps)
+    if distill.weight:
+        objectives.append(Logits(distill.weight, distill.temperature, distill.divergence))
+    return Total(model, tuple(objectives), steps, teacher)
+
+
+def require_teacher(model: ModelConfig, teacher: ModelConfig) -> None:
+    """Refuses a teacher that speaks of other tokens."""
+    if model.vocab_size != teacher.vocab_size:
+        raise UserError(
+            f"config objective.distill.teacher predicts {teacher.vocab_size:,} tokens and model.vocab_size is "
+            f"{model.vocab_size:,}; distributions over different vocabularies do not compare, so give the student "
+            "the teacher's tokenizer and vocabulary (tokenizer.path, model.vocab_size)"
+        )
 
 
 def require_room(model: ModelConfig, config: ObjectiveConfig, row_length: int) -> None:

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from core.config import require
-from objectives.schedule import Weight, require_weight
+from objectives.schedule import Weight, largest, require_weight
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,29 @@ class MultiTokenConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """What a teacher's signals count: `config.objective.distill`; docs/objectives.md says more."""
+
+    # The workdir of another run, whose last checkpoint teaches or, where it did not train, the model it imported.
+    teacher: str = ""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the teacher's parameters and computation
+    # w in (1 - w) * cross-entropy + w * temperature^2 * divergence; 0 leaves the teacher's logits out.
+    weight: Weight = 0.5
+    temperature: float = 1.0  # that both models' logits are divided by
+    # Of the teacher's distribution q and the student's p. forward_kl is KL(q | p).
+    divergence: Literal["forward_kl"] = "forward_kl"
+
+    def __post_init__(self):
+        if self.weight != 0:
+            require_weight("weight", self.weight)
+        require(largest(self.weight) <= 1, f"weight={self.weight} must be at most 1: the rest is the cross-entropy's")
+        require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"temperature={self.temperature} must be positive",
+        )
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What is minimised: `config.objective`. The default is the cross-entropy of the next token alone."""
 
@@ -31,6 +55,7 @@ class ObjectiveConfig:
     # 1e-4, OLMo 2's 1e-5. Of the next token's logits alone.
     z_loss: float = 0.0
     multi_token: MultiTokenConfig = MultiTokenConfig()
+    distill: DistillConfig = DistillConfig()
 
     def __post_init__(self):
         require(math.isfinite(self.z_loss) and self.z_loss >= 0, f"z_loss={self.z_loss} must be 0 or more")

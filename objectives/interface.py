@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from kernels.cross_entropy.api import CrossEntropyOutput, linear_cross_entropy
+from kernels.cross_entropy.problem import Head
 from model import transformer
 from model.config import ModelConfig
 
@@ -16,24 +17,38 @@ Named = dict[str, jax.Array]  # scalars by the name of the metric that they belo
 
 
 class Seen(NamedTuple):
-    """What objectives look at: the model, what its trunk computed of a batch, and the batch."""
+    """What objectives look at: a model, what its trunk computed of a batch, the batch, and a teacher's view of it."""
 
     model: ModelConfig
     params: transformer.Params
     output: transformer.Output
     batch: Any
     head_VD: jax.Array  # in the dtype of the computation
+    teacher: "Seen | None" = None  # of the same batch, without gradient
 
     def cross_entropy(self, hidden_BTD, targets_BT, weights_BT, z_loss: float = 0.0) -> CrossEntropyOutput:
         """Of the output layer, summed over tokens."""
         options = {"soft_cap": self.model.final_soft_cap, "implementation": self.model.kernels.cross_entropy}
         return linear_cross_entropy(hidden_BTD, self.head_VD, targets_BT, weights_BT, z_loss=z_loss, **options)
 
+    def softened(self, temperature: float) -> Head:
+        """The next token's distributions, their logits divided by a temperature."""
+        cap = self.model.final_soft_cap
+        return Head(self.output.hidden_BTD / temperature, self.head_VD, cap and cap / temperature)
 
-def see(model: ModelConfig, params: transformer.Params, batch: Any) -> Seen:
-    """Runs the trunk."""
+
+class Teacher(NamedTuple):
+    """A model to learn from, of any depth and width, which sees the same rows."""
+
+    model: ModelConfig
+    params: transformer.Params
+
+
+def see(model: ModelConfig, params: transformer.Params, batch: Any, teacher: Teacher | None = None) -> Seen:
+    """Runs the trunk, and a teacher's."""
     output = transformer.apply(model, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
-    return Seen(model, params, output, batch, transformer.head(model, params))
+    taught = None if teacher is None else see(teacher.model, jax.lax.stop_gradient(teacher.params), batch)
+    return Seen(model, params, output, batch, transformer.head(model, params), taught)
 
 
 class Measured(NamedTuple):

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from model import transformer
 from model.config import ModelConfig
+from objectives import schedule
 from objectives.interface import Measured, Named, Seen, mean, see
+from objectives.schedule import Weight
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class NextToken:
     """
 
     z_loss: float = 0.0
+    taught: Weight = 0.0  # share of the weight that a teacher's distributions have instead
 
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""
@@ -26,15 +29,15 @@ class NextToken:
         return dict.fromkeys(("loss", "accuracy", *(["z_loss"] if self.z_loss else [])), count)
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
-        """The same over the whole run."""
-        del progress
+        """Weighs what a teacher leaves."""
         batch = seen.batch
         out = seen.cross_entropy(seen.output.hidden_BTD, batch.targets_BT, batch.weights_BT, self.z_loss)
         sums = {"loss": out.loss, "accuracy": jnp.sum(out.hit_BT * batch.weights_BT)}
         if self.z_loss:
             nats = jnp.sum(out.nats_BT * batch.weights_BT)
             sums |= {"loss": nats, "z_loss": out.loss - nats}
-        return Measured(mean(out.loss, counts["loss"]), sums)
+        share = 1 - schedule.at(self.taught, progress) if self.taught else 1.0
+        return Measured(share * mean(out.loss, counts["loss"]), sums)
 
 
 def token_nats(config: ModelConfig, params: transformer.Params, batch: Any) -> jax.Array:

@@ -24,6 +24,11 @@ def at(weight: Weight, progress: jax.Array | float) -> jax.Array:
     return value
 
 
+def largest(weight: Weight) -> float:
+    """That it ever is."""
+    return max((value for _, value in weight), default=0.0) if isinstance(weight, tuple) else weight
+
+
 def require_weight(name: str, weight: Weight) -> None:
     """Refuses what is no schedule, or never above 0."""
     points = weight if isinstance(weight, tuple) else ((0.0, weight),)

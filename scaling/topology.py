@@ -69,4 +69,4 @@ def lower_step(run: Run, topology: str, num_slices: int = 1, stage: int = -1) ->
     rows = run.batch.plan(run.train.steps)[stage]
     dtypes = Batch(*4 * [jnp.int32], jnp.float32)
     batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct((rows.rows, rows.row_length), dtype), dtypes)
-    return program.step.lower(program.abstract, batch)
+    return program.step.lower(program.abstract, batch, *program.teacher)

@@ -1,6 +1,6 @@
-"""The transformer of `model/` and its further tokens once more, in plain float64 `jax.numpy`, to differentiate.
+"""The transformer of `model/`, its further tokens and its teachers once more, in plain float64 `jax.numpy`.
 
-One module or offset after the other, all logits at once. Only the default options of the config.
+One module or offset after the other, all logits and maps at once. Only the default options of the config.
 """
 
 import jax
@@ -37,11 +37,33 @@ def accuracies(config, params, batch, objective):
 
 def _every(config, params, batch, objective, progress):
     """(offset, its weight, logits)."""
-    trunk_BTD, modules = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
+    trunk_BTD, modules, _ = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
     head_VD = params["embedding" if config.tied_head else "head"]
     for offset, weight in weights_of(config, objective, progress):
         hidden_BTD = modules[offset] if offset in modules and not isinstance(weight, tuple) else trunk_BTD
         yield offset, weight, hidden_BTD @ head_VD.T
+
+
+def distilled(config, params, teacher, teacher_params, batch, distill):
+    """The same of a student: part of the cross-entropy gives way to the divergence from a teacher's distributions."""
+    (own_BTD, _, _), (theirs_BTE, _, _) = (
+        jax.vmap(lambda *row, c=c, p=p: _row(c, p, row))(*map(jnp.asarray, batch))
+        for c, p in ((config, params), (teacher, teacher_params))
+    )
+    T, count = distill.temperature, batch.weights_BT.sum()
+    heads = (p["embedding" if c.tied_head else "head"] for c, p in ((config, params), (teacher, teacher_params)))
+    logits_BTV, teacher_BTV = (x_BTX @ w_VX.T for x_BTX, w_VX in zip((own_BTD, theirs_BTE), heads))
+    hits_BTV = jax.nn.one_hot(batch.targets_BT, config.vocab_size)
+    nats_BT = -(hits_BTV * jax.nn.log_softmax(logits_BTV)).sum(-1)
+    apart_BT = _divergence(distill.divergence, *map(jax.nn.log_softmax, (logits_BTV / T, teacher_BTV / T)))
+    own, theirs = ((of_BT * batch.weights_BT).sum() / count for of_BT in (nats_BT, apart_BT))
+    return (1 - distill.weight) * own + distill.weight * T**2 * theirs
+
+
+def _divergence(kind, log_p, log_q):
+    if kind == "forward_kl":
+        return (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
+    raise AssertionError(kind)
 
 
 def weights_of(config, objective, progress):
@@ -63,10 +85,11 @@ def targets(batch, row, offset):
 
 def _row(config, params, row):
     tokens_T, targets_T, segments_T, positions_T, _ = row
-    x_TD = params["embedding"][tokens_T]
+    x_TD, inside = params["embedding"][tokens_T], []
     for i in range(config.num_layers):
         layer = jax.tree.map(lambda a, i=i: a[i], params["layers"])
-        x_TD = _block(config, layer, x_TD, segments_T, positions_T, config.uses_rope[i])
+        x_TD, heads = _block(config, layer, x_TD, segments_T, positions_T, config.uses_rope[i])
+        inside.append((x_TD, *heads))
     modules, before_TD = {}, x_TD
     for m in range(config.multi_token.tokens - 1):
         own = jax.tree.map(lambda a, m=m: a[m], params["multi_token"]["layers"])
@@ -75,9 +98,9 @@ def _row(config, params, row):
             token_TD = params["embedding"][jnp.roll(targets_T, -m)]  # at offset m + 1; no target is where it wraps
             both_TI = [_norm(own["hidden_norm"], before_TD), _norm(own["embedding_norm"], token_TD)]
             start_TD = jnp.concatenate(both_TI, -1) @ own["projection"]
-        before_TD = _block(config, own, start_TD, segments_T, positions_T, True)
+        before_TD, _ = _block(config, own, start_TD, segments_T, positions_T, True)
         modules[m + 2] = _norm(own["final_norm"], before_TD)
-    return _norm(params["final_norm"], x_TD), modules
+    return _norm(params["final_norm"], x_TD), modules, inside
 
 
 def _block(config, layer, x_TD, segments_T, positions_T, uses_rope):
@@ -93,7 +116,8 @@ def _block(config, layer, x_TD, segments_T, positions_T, uses_rope):
     probabilities_NTT = jax.nn.softmax(jnp.where(visible_TT, logits_NTT, -jnp.inf))
     x_TD = x_TD + jnp.einsum("NTS,SNH,NHD->TD", probabilities_NTT, v_TNH, weights["output"])
     y_TD, weights = _norm(layer["feed_forward_norm"], x_TD), layer["feed_forward"]
-    return x_TD + (jax.nn.silu(y_TD @ weights["gate"]) * (y_TD @ weights["up"])) @ weights["down"]
+    x_TD = x_TD + (jax.nn.silu(y_TD @ weights["gate"]) * (y_TD @ weights["up"])) @ weights["down"]
+    return x_TD, (q_TNH, k_TNH, v_TKH)
 
 
 def _norm(group, x):

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -46,8 +46,9 @@ from train.manifest import (
     sync,
     sync_one,
 )
-from train.state import TrainState
+from train.state import Parameters, TrainState
 
+S = TypeVar("S", TrainState, Parameters)
 STATE, RECORD = "state", "record.json"
 FILE_BYTES = 1 << 27  # Orbax holds what goes into one file of arrays
 CHUNKED = ocp.SaveArgs(chunk_byte_size=1 << 23)  # a large array is compressed in pieces, not whole
@@ -203,14 +204,20 @@ class Checkpoints:
             raise DamagedCheckpoint(folder, "it is missing")
         check_files(folder, read_manifest(folder)["files"])
 
-    def restore(self, abstract: TrainState, shardings: Any, step: int) -> TrainState:
-        """The state at `step`, laid out as told; `DamagedCheckpoint` when a file or an array is not as saved."""
+    def restore(self, abstract: S, shardings: S, step: int) -> S:
+        """The state at `step`, laid out as told; `DamagedCheckpoint` when a file or an array is not as saved.
+
+        Of a run's state or of `Parameters`, which leave out whatever else was saved.
+        """
         folder = self.folder / str(step)
         self.wait()
 
         def verify() -> dict[str, Any]:
             manifest = read_manifest(folder)
-            require_same(folder, manifest["arrays"], describe(abstract))
+            saved, asked = manifest["arrays"], describe(abstract)
+            if isinstance(abstract, Parameters):
+                saved = {name: saved[name] for name in asked if name in saved}
+            require_same(folder, saved, asked)
             check_files(folder, manifest["files"])
             return manifest
 
@@ -220,7 +227,8 @@ class Checkpoints:
             abstract._asdict(),
             shardings._asdict(),
         )
-        state = _together(folder, lambda: _read_arrays(folder, target))
+        partial = isinstance(abstract, Parameters)
+        state = _together(folder, lambda: type(abstract)(**_read_arrays(folder, target, partial)))
         for name, found in arrays.fingerprints(state).items():
             if found != manifest["arrays"][name]["fingerprint"]:
                 raise DamagedCheckpoint(folder, f"array {name} is not what was saved")
@@ -363,11 +371,15 @@ def _together(folder: Path, work: Callable[[], Any]) -> Any:
     return result
 
 
-def _read_arrays(folder: Path, target: Any) -> TrainState:
+def _read_arrays(folder: Path, target: dict[str, Any], partial: bool) -> dict[str, Any]:
     """By Orbax's handler, since its checkpointer waits for other processes where one has failed."""
     try:
-        args = ocp.args.StandardRestore(target)
-        return TrainState(**ocp.StandardCheckpointHandler().restore(epath.Path(folder / STATE), args=args))
+        if not partial:
+            args = ocp.args.StandardRestore(target)
+            return ocp.StandardCheckpointHandler().restore(epath.Path(folder / STATE), args=args)
+        laid_out = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args=laid_out, partial_restore=True)
+        return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder / STATE), args=args)
     except Exception as error:
         cause = error.__cause__ if type(error) is Exception else error  # Orbax wraps what a read gave
         if not isinstance(cause, (ValueError, KeyError, FileNotFoundError)) or may_pass(cause):

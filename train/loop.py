@@ -27,6 +27,7 @@ from train.run import (
     DEVICES,
     FOLDER,
     HISTORY,
+    Program,
     Run,
     first_state,
     make_program,
@@ -36,6 +37,7 @@ from train.run import (
 )
 from train.step import Step
 from train.stop import Stop
+from train.teacher import load_teacher
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -228,12 +230,18 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
         + (f", from step {start:,}" if start else "")
     )
     return Setup(
-        program.step,
+        _taught(run, program),
         current,
         start,
         Batches(plan, functools.partial(sharding.host_rows, batch_sharding)),
         batch_sharding,
     )
+
+
+def _taught(run: Run, program: Program) -> Step:
+    """The step of a state and a batch; the parameters of a teacher lie beside the state, and stay."""
+    teacher = tuple(load_teacher(run.teacher, own) for own in program.teacher)
+    return lambda current, batch: program.step(current, batch, *teacher)
 
 
 def is_finished(run: Run, folder: Path, corpus: Corpus, amendment: Amendment) -> bool:

@@ -17,7 +17,7 @@ from data.plan import Plan
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
 from objectives.build import build as build_objective
-from objectives.build import require_room
+from objectives.build import require_room, require_teacher
 from objectives.config import ObjectiveConfig
 from optim.build import build
 from optim.config import OptimConfig
@@ -27,6 +27,7 @@ from train.checkpoint import Checkpoints
 from train.config import MeshConfig, StartConfig, TrainConfig
 from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
+from train.teacher import Teacher, layout, require_same_tokenizer
 
 VERSION = 3
 FOLDER, CHECKPOINTS, HISTORY, DEVICES = "train", "checkpoints", "history.json", "devices.json"
@@ -45,6 +46,7 @@ class Run:
     start: StartConfig = dataclasses.field(default_factory=StartConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    teacher: Teacher | None = None  # that objective.distill names
 
     def __post_init__(self):
         if bool(self.batch.stages) == bool(self.train.steps):
@@ -52,6 +54,8 @@ class Run:
             raise UserError(f"config train.steps and batch.stages {either} to train; give one of them")
         shortest = min(stage.row_length for stage in self.batch.plan(self.train.steps))
         require_room(self.model, self.objective, shortest)
+        if self.teacher is not None:
+            require_teacher(self.model, self.teacher.model)
 
     @property
     def steps(self) -> int:
@@ -78,6 +82,7 @@ class Program(NamedTuple):
     begin: Callable[[Any], state.TrainState]  # with the parameters given
     abstract: state.TrainState
     shardings: state.TrainState
+    teacher: tuple[Any, ...] = ()  # what the step takes behind a batch, in shapes: parameters of a teacher
 
 
 def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
@@ -87,12 +92,14 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     abstract, shardings = _layout(run, mesh, run.mesh)
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
-    objective = build_objective(run.model, run.objective, run.steps)
+    teacher = (layout(run.teacher, mesh, run.mesh),) if run.teacher else ()
+    objective = build_objective(run.model, run.objective, run.steps, run.teacher and run.teacher.model)
     step = make_step(objective, optimizer, schedule, shardings, run.train.microbatches)
-    step = compile_step(step, shardings, sharding.batch_sharding(mesh))
+    laid_out = jax.tree.map(lambda own: own.sharding, teacher)
+    step = compile_step(step, shardings, sharding.batch_sharding(mesh), laid_out)
     init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
     begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
-    return Program(step, init, begin, abstract, shardings)
+    return Program(step, init, begin, abstract, shardings, teacher)
 
 
 def _layout(run: Run, mesh: jax.sharding.Mesh, config: MeshConfig) -> tuple[state.TrainState, state.TrainState]:
@@ -141,7 +148,8 @@ def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:
 
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     """What decides the parameters that come out and cannot change within a run; the rest is in its history."""
-    tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
+    tokenized = read_stage(workdir / TOKENS, "tokenize")
+    tokens = tokenized["summary"]
     if run.model.vocab_size < tokens["vocab_size"]:
         raise UserError(
             f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}; "
@@ -155,8 +163,16 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
         del decides["model"]["multi_token"]
         if not run.objective.multi_token.trunk:
             del decides["objective"]["multi_token"]
+    teacher = {}
+    del decides["objective"]["distill"]["teacher"]  # which may lie elsewhere tomorrow
+    if run.teacher:
+        require_same_tokenizer(run.teacher, workdir, tokenized["spec"]["tokenizer"])
+        teacher = {"teacher": run.teacher.spec}
+    else:  # as in runs from before there was any
+        del decides["objective"]["distill"]
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
-    return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **start_spec(run.start, workdir)}
+    begins = start_spec(run.start, workdir)
+    return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **begins, **teacher}
 
 
 def made_from(run: Run, workdir: Path) -> dict[str, Any]:

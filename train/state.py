@@ -18,6 +18,12 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class Parameters(NamedTuple):
+    """Of a state the parameters, or some of them."""
+
+    params: transformer.Params
+
+
 def init(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step."""
     return begin(transformer.init(model, seed), optimizer)

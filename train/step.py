@@ -1,5 +1,6 @@
 """The pure step: `step(state, batch) -> (state, metrics)`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from optim.metrics import collect
 from train.sharding import on_mesh
 from train.state import TrainState
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+# (state, batch), and the parameters of a teacher where there is one
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_step(
@@ -28,9 +30,10 @@ def make_step(
 ) -> Step:
     """One update from one batch."""
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
         counts = objective.counts(batch)
-        grads, measured = accumulate(objective, state, batch, counts, microbatches, shardings.params)
+        loss = functools.partial(objective.loss, counts=counts, step=state.step, teacher=teacher)
+        grads, measured = accumulate(loss, state.params, batch, counts, microbatches, shardings.params)
         opt_state = to_device(state.opt_state, shardings.opt_state)
         losses = {name: mean(measured.sums[name], counts[name]) for name in measured.sums}
         watched = {"loss": losses["loss"], "max_logit_LN": measured.max_logit_LN}
@@ -49,16 +52,21 @@ def make_step(
 
 
 def accumulate(
-    objective: Total, state: TrainState, batch: Any, counts: Named, microbatches: int, shardings: Any
+    loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
+    params: Any,
+    batch: Any,
+    counts: Named,
+    microbatches: int,
+    shardings: Any,
 ) -> tuple[Any, Metrics]:
-    """Gradients and metrics of a batch, from parts of it one after the other.
+    """Gradients and metrics of `loss(params, batch)`, from parts of the batch one after the other.
 
     Every part is divided by the counts of the whole batch, so that rows with more padding count no more. A device
     takes the parts from its own rows. Sums are float32, each device's of its own share of the parameters.
     """
 
     def of_part(part: Any) -> tuple[Any, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(objective.loss, has_aux=True)(state.params, part, counts, state.step)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
         return lay_out(grads, shardings), metrics
 
     if microbatches == 1:
@@ -69,7 +77,7 @@ def accumulate(
         return jax.tree.map(jnp.add, totals, (grads, metrics.sums)), metrics.max_logit_LN
 
     parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
-    zeros = lay_out(jax.tree.map(jnp.zeros_like, state.params), shardings)
+    zeros = lay_out(jax.tree.map(jnp.zeros_like, params), shardings)
     (grads, sums), max_logit_MLN = jax.lax.scan(add, (zeros, {name: jnp.zeros(()) for name in counts}), parts)
     return grads, Metrics(sums, max_logit_MLN.max(0))
 
@@ -117,11 +125,13 @@ def compiler_options(mesh: Mesh, has_head: bool = False) -> dict[str, bool | int
         return (OVERLAP if target().kind == V5E else {}) | (SAFE if has_head else {})
 
 
-def compile_step(step: Step, state_shardings: TrainState, batch_sharding: NamedSharding) -> Step:
-    """The step jitted, its state donated and laid out as told."""
+def compile_step(
+    step: Step, state_shardings: TrainState, batch_sharding: NamedSharding, teacher: tuple[Any, ...] = ()
+) -> Step:
+    """The step jitted, its state donated and laid out as told, a `teacher` too, which stays as it is."""
     return jax.jit(
         on_mesh(step, batch_sharding.mesh),
-        in_shardings=(state_shardings, batch_sharding),
+        in_shardings=(state_shardings, batch_sharding, *teacher),
         out_shardings=(state_shardings, NamedSharding(batch_sharding.mesh, P())),  # every process reads all metrics
         donate_argnums=0,
         compiler_options=compiler_options(batch_sharding.mesh, "head" in state_shardings.params),

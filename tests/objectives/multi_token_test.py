@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from objectives_lab import T, make_batch
 
 import plain_transformer
 from data.pipeline import Batch
@@ -27,7 +28,6 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 MODULES = ("parallel", "sequential")
-T = 12
 
 
 def case(kind):
@@ -42,22 +42,6 @@ def params_of(kind):
     random = np.random.default_rng(1)
     abstract = transformer.abstract(case(kind)[0])
     return jax.tree.map(lambda leaf: random.normal(0, 0.4, leaf.shape).astype(np.float32), abstract)
-
-
-def make_batch(packed=True, rows=2, seed=0):
-    """Rows of two documents, padding at the end, and a few tokens that are not trained on; or one document a row."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(0, PLAIN.vocab_size, (rows, T + 1)).astype(np.int32)
-    segments, weights = np.ones((rows, T), np.int32), np.ones((rows, T), np.float32)
-    positions = np.tile(np.arange(T, dtype=np.int32), (rows, 1))
-    if packed:
-        for row in range(rows):
-            first = 5 + row
-            segments[row, first:], segments[row, -1] = 2, 0
-            positions[row, first:] = np.arange(T - first)
-            weights[row, [first - 1, T - 2, T - 1]] = 0  # ends of documents, and padding
-            weights[row, 2] = 0
-    return Batch(tokens[:, :-1], tokens[:, 1:], segments, positions, weights)
 
 
 def value(params, batch, model, objective, counts=None, step=0, steps=1):

@@ -1,0 +1,59 @@
+"""Distillation: a student learns from what a teacher makes of the same rows, each token as its documents let it.
+
+Hinton et al. 2015 (arXiv 1503.02531): at a temperature gradients shrink with its square, which the loss makes up for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels.cross_entropy.api import linear_cross_entropy
+from objectives import schedule
+from objectives.interface import Measured, Named, Seen, mean
+from objectives.schedule import Weight
+
+LOGITS = "distill_loss"
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The divergence of the next token's distributions. The metric is its nats a token, at the temperature.
+
+    What it weighs, the next token's cross-entropy weighs less (`objectives/next_token.py`).
+    """
+
+    weight: Weight
+    temperature: float
+    divergence: str  # a name in DIVERGENCES
+
+    def counts(self, batch: Any) -> Named:
+        """The number of predicted tokens."""
+        return {LOGITS: jnp.sum(batch.weights_BT)}
+
+    def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
+        """Of all tokens that are predicted."""
+        nats = DIVERGENCES[self.divergence](seen, self.temperature)
+        scale = schedule.at(self.weight, progress) * self.temperature**2
+        return Measured(scale * mean(nats, counts[LOGITS]), {LOGITS: nats})
+
+
+def forward_kl(seen: Seen, temperature: float) -> jax.Array:
+    """Summed KL(teacher | student): the student's cross-entropy with the teacher's distribution, without its entropy.
+
+    The entropy, for the metric alone, is the teacher's cross-entropy with itself.
+    """
+    teacher, batch = seen.teacher.softened(temperature), seen.batch
+
+    def nats(of: Seen) -> jax.Array:
+        own, kernel = of.softened(temperature), of.model.kernels.cross_entropy
+        options = {"soft_cap": own.soft_cap, "teacher": teacher, "teacher_share": 1.0, "implementation": kernel}
+        return linear_cross_entropy(own.x_BTE, own.w_VE, batch.targets_BT, batch.weights_BT, **options).loss
+
+    return nats(seen) - jax.lax.stop_gradient(nats(seen.teacher))
+
+
+# Summed over the tokens that are predicted.
+DIVERGENCES: dict[str, Callable[[Seen, float], jax.Array]] = {"forward_kl": forward_kl}

@@ -1,0 +1,112 @@
+"""What a teacher gives: its losses and gradients, and what cannot be."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from objectives_lab import make_batch
+
+import plain_transformer
+from model import transformer
+from model.config import ModelConfig
+from objectives.build import build
+from objectives.config import DistillConfig, ObjectiveConfig
+from objectives.interface import mean
+
+STUDENT = ModelConfig(
+    vocab_size=48, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24, tied_head=False
+)
+TEACHER = ModelConfig(vocab_size=48, num_layers=3, d_model=24, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=40)
+KINDS = {
+    "forward": DistillConfig(weight=0.6),
+    "forward, soft": DistillConfig(weight=1.0, temperature=2.0),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@functools.cache
+def params_of(model, seed):
+    """No scale is 1, so that each counts."""
+    random = np.random.default_rng(seed)
+    draw = lambda leaf: random.normal(0, 0.4, leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, transformer.abstract(model))
+
+
+def value(params, teacher, batch, distill, model=STUDENT, taught_by=TEACHER):
+    """What is minimised, and the metrics."""
+    total = build(model, ObjectiveConfig(distill=distill), teacher=taught_by)
+    counts = total.counts(batch)
+    loss, metrics = total.loss(params, batch, counts, teacher=teacher)
+    return loss, {name: mean(metrics.sums[name], counts[name]) for name in counts}
+
+
+graded = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), static_argnums=(3, 4, 5))
+
+
+@every_kind
+@pytest.mark.parametrize("packed", [True, False])
+def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed):
+    distill, batch = KINDS[kind], make_batch(packed)
+    params, teacher = params_of(STUDENT, 1), params_of(TEACHER, 2)
+    (loss, _), (gradients, of_teacher) = graded(params, teacher, batch, distill)
+    with jax.enable_x64(True):
+        wide, wide_teacher = jax.tree.map(lambda a: jax.numpy.asarray(a, np.float64), (params, teacher))
+        plain = lambda p: plain_transformer.distilled(STUDENT, p, TEACHER, wide_teacher, batch, distill)  # noqa: E731
+        expected, expected_gradients = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(plain))(wide))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for (path, found), right in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        assert np.abs(right).max() > 0, path
+        np.testing.assert_allclose(found, right, atol=1e-5 * max(1, np.abs(right).max()), rtol=0, err_msg=str(path))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_teacher))
+
+
+@every_kind
+def test_the_metric_loss_is_the_cross_entropy_alone(kind):
+    params, batch = params_of(STUDENT, 1), make_batch()
+    _, metrics = value(params, params_of(TEACHER, 2), batch, KINDS[kind])
+    alone = build(STUDENT, ObjectiveConfig())
+    plain, _ = alone.loss(params, batch, alone.counts(batch))
+    assert float(metrics["loss"]) == pytest.approx(float(plain), rel=1e-6)
+
+
+@every_kind
+def test_from_oneself_there_is_nothing_to_learn(kind):
+    params, distill = params_of(STUDENT, 1), dataclasses.replace(KINDS[kind], weight=1.0)
+    (_, metrics), (gradients, _) = graded(params, params, make_batch(), distill, STUDENT, STUDENT)
+    assert float(metrics["distill_loss"]) == pytest.approx(0, abs=2e-6)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) < 2e-6
+
+
+def test_soft_caps_of_both_are_applied_before_the_temperature():
+    """As if the capped logits were divided: by hand, from both models' own logits."""
+    student, teacher = (dataclasses.replace(m, final_soft_cap=c) for m, c in ((STUDENT, 2.0), (TEACHER, 3.0)))
+    params, teacher_params, batch = params_of(STUDENT, 1), params_of(TEACHER, 2), make_batch(packed=False)
+    _, metrics = value(params, teacher_params, batch, DistillConfig(temperature=2.0), student, teacher)
+    logits = (
+        transformer.logits(
+            m, p, transformer.apply(m, p, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT).hidden_BTD
+        )
+        for m, p in ((student, params), (teacher, teacher_params))
+    )
+    log_p, log_q = (np.float64(jax.nn.log_softmax(of / 2)) for of in logits)
+    expected = (np.exp(log_q) * (log_q - log_p)).sum(-1).mean()
+    assert float(metrics["distill_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": -0.1}, "weight=-0.1 must be 0 or more"),
+        ({"weight": 1.5}, "weight=1.5 must be at most 1: the rest is the cross-entropy's"),
+        ({"weight": ((0.0, 0.5), (1.0, 2.0))}, "must be at most 1"),
+        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"temperature": float("inf")}, "temperature=inf must be positive"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**change)
