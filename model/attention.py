@@ -1,7 +1,7 @@
 """Grouped-query self attention, whichever way the pairs are computed: over a row, or over a cache."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -15,6 +15,14 @@ from model.position import Rotation
 
 # (q_BTNH, k_BTKH, v_BTKH) of the tokens at hand to (out_BTNH, whatever the caller wants back of this layer)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Heads(NamedTuple):
+    """Of the tokens at hand."""
+
+    q_BTNH: jax.Array
+    k_BTKH: jax.Array
+    v_BTKH: jax.Array
 
 
 class Attention(nnx.Module):
@@ -37,6 +45,15 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, rotation: Rotation, attend: Attend) -> tuple[jax.Array, Any]:
         """The layer's output [B, T, D], and what `attend` gave beside the mixed values."""
         (B, T, D), config, dtype = x_BTD.shape, self.config, x_BTD.dtype
+        mixed_BTNH, extra = attend(*self.heads(x_BTD, rotation))
+        out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
+        if config.output_bias:
+            out_XD += self.output_bias[...].astype(dtype)
+        return out_XD.reshape(B, T, D), extra
+
+    def heads(self, x_BTD: jax.Array, rotation: Rotation) -> Heads:
+        """Queries, keys and values, as they are attended with."""
+        (B, T, D), config, dtype = x_BTD.shape, self.config, x_BTD.dtype
         x_XD = x_BTD.reshape(B * T, D)
 
         def project(name: str, dtype_out: str | None = None) -> jax.Array:
@@ -54,8 +71,4 @@ class Attention(nnx.Module):
         turn = {"pairs": config.rope_pairs, "active": rotation.active, "dtype": dtype}
         turn["implementation"] = config.kernels.rope
         q_BTNH, k_BTKH = (rotate(a, rotation.cos_BTR, rotation.sin_BTR, **turn) for a in (q_BTNH, k_BTKH))
-        mixed_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
-        out_XD = linear(mixed_BTNH.reshape(B * T, -1), self.output[...].astype(dtype).reshape(-1, D))
-        if config.output_bias:
-            out_XD += self.output_bias[...].astype(dtype)
-        return out_XD.reshape(B, T, D), extra
+        return Heads(q_BTNH, k_BTKH, v_BTKH)

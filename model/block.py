@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from kernels.attention.api import attention
-from model.attention import Attend, Attention
+from model.attention import Attend, Attention, Heads
 from model.config import ModelConfig
 from model.layers import FeedForward, Norm
 from model.position import Rotation
@@ -43,6 +43,10 @@ class Block(nnx.Module):
         x_BTD = x_BTD + (self.attention_post_norm(mixed_BTD) if self.normalises_branches else mixed_BTD)
         inner_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + (self.feed_forward_post_norm(inner_BTD) if self.normalises_branches else inner_BTD), extra
+
+    def heads(self, x_BTD: jax.Array, rotation: Rotation) -> Heads:
+        """What attention reads of the residual stream before the layer."""
+        return self.attention.heads(self.attention_norm(x_BTD), rotation)
 
 
 def attend_within(config: ModelConfig, segment_ids_BT: jax.Array, window: Any) -> Attend:

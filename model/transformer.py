@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from model.attention import Heads
 from model.block import REMAT_POLICIES, Block, attend_within
 from model.config import ModelConfig
 from model.layers import Norm, normal
@@ -29,6 +30,7 @@ class Output(NamedTuple):
     hidden_BTD: jax.Array  # after the final norm
     max_logit_LN: jax.Array  # largest attention logit of every layer and head, before a soft cap
     residual_BTD: jax.Array  # before the final norm, which `multi_token` reads
+    streams: dict[int, jax.Array]  # the residual stream [B, T, D] after as many layers, where it was asked for
 
 
 class Transformer(nnx.Module):
@@ -48,8 +50,11 @@ class Transformer(nnx.Module):
         if config.multi_token.modules:  # drawn last, so that the trunk is as without them
             self.multi_token = MultiTokenModules(config, rngs)
 
-    def __call__(self, tokens_BT, segment_ids_BT, positions_BT) -> Output:
-        """Hidden states of every token; a token sees earlier ones of its own segment."""
+    def __call__(self, tokens_BT, segment_ids_BT, positions_BT, after: tuple[int, ...] = ()) -> Output:
+        """Hidden states of every token; a token sees earlier ones of its own segment.
+
+        `after` are the numbers of layers after which the residual stream is kept, 0 for before the first.
+        """
         config, T = self.config, tokens_BT.shape[1]
         cos_BTR, sin_BTR = rotary_table(positions_BT, config)
         graph, layers = nnx.split(self.layers)
@@ -62,10 +67,22 @@ class Transformer(nnx.Module):
         if config.remat != "none":
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[config.remat])
         per_layer = (layers, jnp.array(config.uses_rope), window_of_layers(config, T))
-        x_BTD, max_logit_LN = jax.lax.scan(
-            layer, constrain(embed_tokens(config, self.embedding[...], tokens_BT)), per_layer
-        )
-        return Output(self.final_norm(x_BTD), max_logit_LN, x_BTD)
+        x_BTD = constrain(embed_tokens(config, self.embedding[...], tokens_BT))
+        if not after:
+            x_BTD, max_logit_LN = jax.lax.scan(layer, x_BTD, per_layer)
+            return Output(self.final_norm(x_BTD), max_logit_LN, x_BTD, {})
+
+        def keeping(carry, scanned):
+            (x_BTD, kept_KBTD), (of_layer, place) = carry, scanned
+            x_BTD, max_logit_N = layer(x_BTD, of_layer)
+            return (x_BTD, jax.lax.dynamic_update_index_in_dim(kept_KBTD, x_BTD, place, 0)), max_logit_N
+
+        # Where each layer's stream is put, in one array for all layers; the last place is for those not asked for.
+        place_L = np.full(config.num_layers + 1, len(after), np.int32)
+        place_L[list(after)] = np.arange(len(after))
+        kept_KBTD = jnp.zeros((len(after) + 1, *x_BTD.shape), x_BTD.dtype).at[place_L[0]].set(x_BTD)
+        (x_BTD, kept_KBTD), max_logit_LN = jax.lax.scan(keeping, (x_BTD, kept_KBTD), (per_layer, place_L[1:]))
+        return Output(self.final_norm(x_BTD), max_logit_LN, x_BTD, dict(zip(after, kept_KBTD)))
 
 
 def window_of_layers(config: ModelConfig, length: int) -> np.ndarray | None:
@@ -90,9 +107,17 @@ def abstract(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init(config, 0))
 
 
-def apply(config: ModelConfig, params: Params, tokens_BT, segment_ids_BT, positions_BT) -> Output:
+def apply(config: ModelConfig, params: Params, tokens_BT, segment_ids_BT, positions_BT, after=()) -> Output:
     """The trunk as a pure function of its parameters."""
-    return nnx.merge(graph(config), params)(tokens_BT, segment_ids_BT, positions_BT)
+    return nnx.merge(graph(config), params)(tokens_BT, segment_ids_BT, positions_BT, after)
+
+
+def heads(config: ModelConfig, params: Params, layer: int, x_BTD: jax.Array, positions_BT: jax.Array) -> Heads:
+    """Queries, keys and values of one layer, counted from 1, computed again from the residual stream before it."""
+    block = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
+    own = jax.tree.map(lambda leaf: leaf[layer - 1], params["layers"])
+    turn = Rotation(*rotary_table(positions_BT, config), jnp.array(config.uses_rope[layer - 1]))
+    return nnx.merge(block, own).heads(x_BTD, turn)
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:

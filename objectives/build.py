@@ -10,9 +10,10 @@ from model import transformer
 from model.config import ModelConfig
 from objectives.config import DistillConfig, ObjectiveConfig
 from objectives.distill import Logits
-from objectives.interface import Named, Objective, Teacher, see
+from objectives.interface import OWN, Named, Objective, Teacher, see
 from objectives.multi_token import Modules, Trunk
 from objectives.next_token import NextToken
+from objectives.transfer import Transfer, projections, spread
 
 
 class Metrics(NamedTuple):
@@ -31,6 +32,23 @@ class Total:
     steps: int
     teacher: ModelConfig | None = None
 
+    def init(self, seed: int) -> transformer.Params:
+        """Fresh parameters, of the model and of objectives."""
+        return transformer.init(self.model, seed) | self.own(seed)
+
+    def own(self, seed: int) -> transformer.Params:
+        """Those of objectives alone, drawn apart, so that the model begins as without them."""
+        pairs = sum(len(one.layers) for one in self._transfers if one.kind == "features")
+        return {OWN: projections(seed, pairs, self.model.d_model, self.teacher.d_model)} if pairs else {}
+
+    def _after(self, side: int) -> tuple[int, ...]:
+        """Numbers of layers after which residual streams are compared, the student's or the teacher's."""
+        return tuple(sorted({pair[side] for one in self._transfers for pair in one.streams}))
+
+    @property
+    def _transfers(self) -> list[Transfer]:
+        return [one for one in self.objectives if isinstance(one, Transfer)]
+
     def counts(self, batch: Any) -> Named:
         """Of the whole batch, for `loss` of its parts."""
         return {name: count for one in self.objectives for name, count in one.counts(batch).items()}
@@ -44,8 +62,8 @@ class Total:
         teacher: transformer.Params | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """What is minimised, and what is shown of it; the parameters of a teacher get no gradient."""
-        taught_by = None if self.teacher is None else Teacher(self.teacher, teacher)
-        seen = see(self.model, params, batch, taught_by)
+        taught_by = None if self.teacher is None else Teacher(self.teacher, teacher, self._after(1))
+        seen = see(self.model, params, batch, self._after(0), taught_by)
         found = [one.measure(seen, counts, step / self.steps) for one in self.objectives]
         total, *others = (one.total for one in found)
         sums = {name: value for one in found for name, value in one.sums.items()}
@@ -62,11 +80,33 @@ def build(model: ModelConfig, config: ObjectiveConfig, steps: int = 1, teacher: 
         objectives.append(Trunk(config.multi_token.trunk))
     if distill.weight:
         objectives.append(Logits(distill.weight, distill.temperature, distill.divergence))
+    if teacher is not None:
+        objectives += _transfers(model, teacher, distill)
     return Total(model, tuple(objectives), steps, teacher)
 
 
-def require_teacher(model: ModelConfig, teacher: ModelConfig) -> None:
-    """Refuses a teacher that speaks of other tokens."""
+def _transfers(model: ModelConfig, teacher: ModelConfig, config: DistillConfig) -> list[Objective]:
+    """What is taken from inside a teacher."""
+    default = spread(model.num_layers, teacher.num_layers)
+    attention, features = config.attention.layers or default, config.features.layers or default
+    asked = {
+        "maps": (config.attention.maps, attention),
+        "values": (config.attention.values, attention),
+        "features": (config.features.weight, features),
+    }
+    return [Transfer(kind, *own) for kind, own in asked.items() if own[0]]
+
+
+def require_teacher(model: ModelConfig, config: ObjectiveConfig, teacher: ModelConfig) -> None:
+    """Refuses a teacher that speaks of other tokens, and layers that one of both models has not."""
+    for name in ("attention", "features"):
+        for own, theirs in getattr(config.distill, name).layers:
+            for whose, layer, of in (("model", own, model), ("teacher", theirs, teacher)):
+                if not 1 <= layer <= of.num_layers:
+                    raise UserError(
+                        f"config objective.distill.{name}.layers pairs {own} with {theirs}, and the {whose} has the "
+                        f"layers 1 to {of.num_layers}"
+                    )
     if model.vocab_size != teacher.vocab_size:
         raise UserError(
             f"config objective.distill.teacher predicts {teacher.vocab_size:,} tokens and model.vocab_size is "

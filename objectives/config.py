@@ -24,6 +24,45 @@ class MultiTokenConfig:
             require_weight(f"trunk[{number}]", weight)
 
 
+LayerMap = tuple[tuple[int, int], ...]  # pairs of a student's layer and a teacher's, each counted from 1
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How much a teacher's attention counts: `config.objective.distill.attention`."""
+
+    maps: Weight = 0.0  # times the divergence of whom each token attends to
+    values: Weight = 0.0  # times that of the relations among values
+    layers: LayerMap = ()  # empty spreads up to four pairs over the depth
+
+    def __post_init__(self):
+        _require_optional("maps", self.maps)
+        _require_optional("values", self.values)
+        _require_layers(self.layers, self.maps, self.values)
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How much a teacher's residual stream counts: `config.objective.distill.features`."""
+
+    weight: Weight = 0.0  # times 1 - cosine between the student's, projected, and the teacher's
+    layers: LayerMap = ()  # after which the stream is compared; empty spreads up to four pairs over the depth
+
+    def __post_init__(self):
+        _require_optional("weight", self.weight)
+        _require_layers(self.layers, self.weight)
+
+
+def _require_optional(name: str, weight: Weight) -> None:
+    if weight != 0:
+        require_weight(name, weight)
+
+
+def _require_layers(layers: LayerMap, *weights: Weight) -> None:
+    require(not layers or any(weights), f"layers={layers} need a weight above 0")
+    require(len(set(layers)) == len(layers), f"layers={layers} names a pair twice")
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """What a teacher's signals count: `config.objective.distill`; docs/objectives.md says more."""
@@ -34,17 +73,21 @@ class DistillConfig:
     # w in (1 - w) * cross-entropy + w * temperature^2 * divergence; 0 leaves the teacher's logits out.
     weight: Weight = 0.5
     temperature: float = 1.0  # that both models' logits are divided by
-    # Of the teacher's distribution q and the student's p. forward_kl is KL(q | p).
-    divergence: Literal["forward_kl"] = "forward_kl"
+    # Of the teacher's distribution q and the student's p. forward_kl is KL(q | p), reverse_kl KL(p | q).
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    attention: AttentionConfig = AttentionConfig()
+    features: FeaturesConfig = FeaturesConfig()
 
     def __post_init__(self):
-        if self.weight != 0:
-            require_weight("weight", self.weight)
+        _require_optional("weight", self.weight)
         require(largest(self.weight) <= 1, f"weight={self.weight} must be at most 1: the rest is the cross-entropy's")
         require(
             math.isfinite(self.temperature) and self.temperature > 0,
             f"temperature={self.temperature} must be positive",
         )
+        inside = (self.attention.maps, self.attention.values, self.features.weight)
+        require(bool(self.teacher) or not any(inside), "attention and features need a teacher")
+        require(not self.teacher or any((self.weight, *inside)), "a teacher needs a weight above 0 somewhere")
 
 
 @dataclass(frozen=True)

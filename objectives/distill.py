@@ -3,6 +3,7 @@
 Hinton et al. 2015 (arXiv 1503.02531): at a temperature gradients shrink with its square, which the loss makes up for.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.cross_entropy.api import linear_cross_entropy
+from kernels.cross_entropy.divergence import linear_divergence
 from objectives import schedule
 from objectives.interface import Measured, Named, Seen, mean
 from objectives.schedule import Weight
@@ -55,5 +57,15 @@ def forward_kl(seen: Seen, temperature: float) -> jax.Array:
     return nats(seen) - jax.lax.stop_gradient(nats(seen.teacher))
 
 
+def other_divergence(kind: str, seen: Seen, temperature: float) -> jax.Array:
+    """The same of those that `kernels/cross_entropy/divergence.py` computes."""
+    own, teacher = seen.softened(temperature), seen.teacher.softened(temperature)
+    return linear_divergence(kind, own.x_BTE, own.w_VE, seen.batch.weights_BT, teacher, own.soft_cap)
+
+
 # Summed over the tokens that are predicted.
-DIVERGENCES: dict[str, Callable[[Seen, float], jax.Array]] = {"forward_kl": forward_kl}
+DIVERGENCES: dict[str, Callable[[Seen, float], jax.Array]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": functools.partial(other_divergence, "reverse_kl"),
+    "jensen_shannon": functools.partial(other_divergence, "jensen_shannon"),
+}

@@ -13,6 +13,7 @@ from kernels.cross_entropy.problem import Head
 from model import transformer
 from model.config import ModelConfig
 
+OWN = "distill"  # where among the parameters those lie that objectives have of their own
 Named = dict[str, jax.Array]  # scalars by the name of the metric that they belong to
 
 
@@ -20,7 +21,7 @@ class Seen(NamedTuple):
     """What objectives look at: a model, what its trunk computed of a batch, the batch, and a teacher's view of it."""
 
     model: ModelConfig
-    params: transformer.Params
+    params: transformer.Params  # those that objectives have of their own among them
     output: transformer.Output
     batch: Any
     head_VD: jax.Array  # in the dtype of the computation
@@ -42,13 +43,28 @@ class Teacher(NamedTuple):
 
     model: ModelConfig
     params: transformer.Params
+    after: tuple[int, ...] = ()  # layers whose residual stream is compared
 
 
-def see(model: ModelConfig, params: transformer.Params, batch: Any, teacher: Teacher | None = None) -> Seen:
-    """Runs the trunk, and a teacher's."""
-    output = transformer.apply(model, params, batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
-    taught = None if teacher is None else see(teacher.model, jax.lax.stop_gradient(teacher.params), batch)
+def see(
+    model: ModelConfig,
+    params: transformer.Params,
+    batch: Any,
+    after: tuple[int, ...] = (),
+    teacher: Teacher | None = None,
+) -> Seen:
+    """Runs the trunk, and a teacher's; their residual streams are kept `after` so many layers."""
+    row = (batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT)
+    output = transformer.apply(model, of_model(params), *row, after)
+    taught = None
+    if teacher is not None:
+        taught = see(teacher.model, jax.lax.stop_gradient(teacher.params), batch, teacher.after)
     return Seen(model, params, output, batch, transformer.head(model, params), taught)
+
+
+def of_model(params: transformer.Params) -> transformer.Params:
+    """Without the parameters that objectives have of their own, which nothing but training needs."""
+    return {name: leaves for name, leaves in params.items() if name != OWN}
 
 
 class Measured(NamedTuple):

@@ -19,7 +19,8 @@ from optim.groups import GROUPS, label, path_name
 from optim.matrices import PROJECTIONS
 from optim.metrics import Metrics
 
-STACKED = ("layers/", "multi_token/layers/")  # what lies below has the layers as its first dimension
+# What lies below has the layers as its first dimension.
+STACKED = ("layers/", "multi_token/layers/", "distill/layers/")
 TINY = 1e-6  # that keeps divisors from 0
 
 

@@ -13,7 +13,8 @@ from optim.config import GroupConfig, OptimConfig
 GROUPS = {
     "embedding": r"embedding",
     "head": r"head",
-    "matrix": r"(multi_token/)?layers/(attention/(query|key|value|output)|feed_forward/(gate|up|down)|projection)",
+    "matrix": r"((multi_token|distill)/)?layers/"
+    r"(attention/(query|key|value|output)|feed_forward/(gate|up|down)|projection)",
     "norm": r"((multi_token/)?layers/)?(attention/)?\w+_norm/(scale|bias)",
     "bias": r"(multi_token/)?layers/(attention|feed_forward)/\w+_bias",
 }

@@ -3,7 +3,8 @@
     x_SIO = to_matrices(x, layout)   # [*stack, inputs, outputs]
     x = from_matrices(x_SIO, layout, x.shape)
 
-Dimensions: L layers or modules, D model, I inputs, N query heads, K key heads, H head size, F feed-forward.
+Dimensions: L layers or modules, D model, E that of a teacher, I inputs, N query heads, K key heads, H head size, F
+feed-forward.
 """
 
 import math
@@ -31,6 +32,7 @@ PROJECTIONS = {
     r"(multi_token/)?layers/feed_forward/(gate|up)": Layout("LDF", "L", "D", "F"),
     r"(multi_token/)?layers/feed_forward/down": Layout("LFD", "L", "F", "D"),
     r"multi_token/layers/projection": Layout("LID", "L", "I", "D"),
+    r"distill/layers/projection": Layout("LDE", "L", "D", "E"),
 }
 HEADS = PROJECTIONS | {
     r"(multi_token/)?layers/attention/query": Layout("LDNH", "LN", "D", "H"),

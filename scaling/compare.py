@@ -22,14 +22,12 @@ from core.files import fingerprint, read_json, write_json
 from core.progress import duration, say
 from evals.config import EvalConfig
 from evals.evaluate import quick_evaluation
-from optim.build import build
 from scaling.compare_page import write_page
 from scaling.compare_text import rows, table
 from scaling.config import CompareConfig, VariantConfig
 from train.loop import train
 from train.metrics import Diverged, read_metrics
-from train.run import CHECKPOINTS, FOLDER, Run, run_spec
-from train.state import abstract
+from train.run import CHECKPOINTS, FOLDER, Run, abstract_state, run_spec
 
 PLACE = "compare"
 TOKENS = ("curated", "tokenizer", "tokens")
@@ -152,7 +150,7 @@ class _Lab:
                 [_first(own), *tried], sorted({1.0, *self.config.lengths_of(variant)})
             ):
                 run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
-                abstract(run.model, build(run.optim, run.steps, run.batches)[0])
+                abstract_state(run)
 
     def _steps(self, length: float) -> int:
         return round(length * self.steps)
@@ -245,5 +243,5 @@ def _read(folder: Path, run: Run, failed: str) -> Result:
 
 def _state_bytes(run: Run) -> int:
     """Of parameters and optimiser."""
-    state = abstract(run.model, build(run.optim, run.steps)[0])
+    state = abstract_state(run)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

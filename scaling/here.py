@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from optim.build import build
 from scaling.chips import Topology, chip_of
 from scaling.estimate import estimate
 from scaling.plan import chosen
-from train import state
 from train.config import MeshConfig
-from train.run import Run
+from train.run import Run, abstract_state
 from train.sharding import abstract_mesh
 
 
@@ -23,8 +21,7 @@ def predict(run: Run, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
     if chip is None:
         return None
     mesh = abstract_mesh(MeshConfig(**trained_on["mesh"]), devices, slices)
-    optimizer, _ = build(run.optim, run.steps, run.batches)
     there = Topology(kind, chip, slices, devices // slices)
     stages = run.batch.plan(run.train.steps)
-    own = estimate(run, there, stages[chosen(stages, None)], state.abstract(run.model, optimizer), mesh)
+    own = estimate(run, there, stages[chosen(stages, None)], abstract_state(run), mesh)
     return {"seconds": own.seconds, "bytes": own.total}

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 from core.errors import UserError
 from data.config import Stage
-from optim.build import build
 from scaling.chips import Topology
 from scaling.estimate import Estimate, estimate
-from train import state
-from train.run import Run, require_split
+from train.run import Run, abstract_state, require_split
 from train.sharding import abstract_mesh, shown
 
 REMAT = ("none", "dots", "branches", "attention", "full")  # from the most memory to the least
@@ -93,8 +91,7 @@ def _powers(most: int) -> list[int]:
 
 def rank(run: Run, topology: Topology, stage: Stage, ways: Iterable[Way]) -> list[Ranked]:
     """The quickest first; those of equal time by memory. What the run or the rules of sharding refuse is left out."""
-    optimizer, _ = build(run.optim, run.steps, run.batches)
-    abstract, ranked = state.abstract(run.model, optimizer), []
+    abstract, ranked = abstract_state(run), []
     for way in ways:
         own = way.of(run)
         mesh = abstract_mesh(own.mesh, topology.devices, topology.slices)

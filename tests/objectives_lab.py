@@ -21,3 +21,13 @@ def make_batch(packed: bool = True, rows: int = 2, seed: int = 0) -> Batch:
             weights[row, [first - 1, T - 2, T - 1]] = 0  # ends of documents, and padding
             weights[row, 2] = 0
     return Batch(tokens[:, :-1], tokens[:, 1:], segments, positions, weights)
+
+
+def batch_of(step: int) -> Batch:
+    """For whole steps: two documents a row, in different places, some tokens without a weight."""
+    random = np.random.default_rng(step)
+    tokens = random.integers(0, 64, (8, 17)).astype(np.int32)
+    second = np.arange(16) >= random.integers(1, 16, (8, 1))
+    positions = np.arange(16) - np.where(second, second.argmax(1)[:, None], 0)
+    weights = (random.random((8, 16)) < 0.8).astype(np.float32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], second.astype(np.int32), positions.astype(np.int32), weights)

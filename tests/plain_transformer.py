@@ -46,7 +46,7 @@ def _every(config, params, batch, objective, progress):
 
 def distilled(config, params, teacher, teacher_params, batch, distill):
     """The same of a student: part of the cross-entropy gives way to the divergence from a teacher's distributions."""
-    (own_BTD, _, _), (theirs_BTE, _, _) = (
+    (own_BTD, _, inside), (theirs_BTE, _, given) = (
         jax.vmap(lambda *row, c=c, p=p: _row(c, p, row))(*map(jnp.asarray, batch))
         for c, p in ((config, params), (teacher, teacher_params))
     )
@@ -57,13 +57,48 @@ def distilled(config, params, teacher, teacher_params, batch, distill):
     nats_BT = -(hits_BTV * jax.nn.log_softmax(logits_BTV)).sum(-1)
     apart_BT = _divergence(distill.divergence, *map(jax.nn.log_softmax, (logits_BTV / T, teacher_BTV / T)))
     own, theirs = ((of_BT * batch.weights_BT).sum() / count for of_BT in (nats_BT, apart_BT))
-    return (1 - distill.weight) * own + distill.weight * T**2 * theirs
+    total = (1 - distill.weight) * own + distill.weight * T**2 * theirs
+    asked = {"features": distill.features.weight, "maps": distill.attention.maps, "values": distill.attention.values}
+    for kind, weight in asked.items():
+        layers = (distill.features if kind == "features" else distill.attention).layers
+        for number, (s, t) in enumerate(layers if weight else ()):
+            if kind == "features":
+                x_BTE = inside[s - 1][0] @ params["distill"]["layers"]["projection"][number]
+                y_BTE = given[t - 1][0]
+                norms_BT = jnp.linalg.norm(x_BTE, axis=-1) * jnp.linalg.norm(y_BTE, axis=-1)
+                apart_BT = 1 - (x_BTE * y_BTE).sum(-1) / norms_BT
+            else:
+                first, second = (1, 2) if kind == "maps" else (3, 3)  # query and key, or value and value
+                pairs = ((layer[first], layer[second]) for layer in (inside[s - 1], given[t - 1]))
+                apart_BT = _relation_kl(*pairs, batch)
+            total += weight / len(layers) * (apart_BT * batch.weights_BT).sum() / count
+    return total
+
+
+def _relation_kl(own, given, batch):
+    """[B, T], the mean over so many relation heads as divide both models' heads."""
+    R = int(np.gcd(own[0].shape[2], given[0].shape[2]))
+    B, T = batch.tokens_BT.shape
+
+    def log(a_BTNH, b_BTNH):
+        a, b = (x.reshape(B, T, R, -1) for x in (a_BTNH, b_BTNH))
+        logits_BRTT = jnp.einsum("BTRH,BSRH->BRTS", a, b) / np.sqrt(a.shape[-1])
+        return jax.nn.log_softmax(jnp.where(visible_B1TT, logits_BRTT, -jnp.inf))
+
+    segments_BT = batch.segment_ids_BT
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None]
+    visible_B1TT = (same_BTT & (jnp.arange(T)[:, None] >= jnp.arange(T)))[:, None]
+    log_p, log_q = (jnp.where(visible_B1TT, log(*of), 0) for of in (own, given))
+    return (jnp.exp(log_q) * (log_q - log_p) * visible_B1TT).sum(-1).mean(1)
 
 
 def _divergence(kind, log_p, log_q):
     if kind == "forward_kl":
         return (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
-    raise AssertionError(kind)
+    if kind == "reverse_kl":
+        return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+    mean = (jnp.exp(log_p) + jnp.exp(log_q)) / 2
+    return sum((jnp.exp(of) * (of - jnp.log(mean))).sum(-1) for of in (log_p, log_q)) / 2
 
 
 def weights_of(config, objective, progress):

@@ -16,9 +16,10 @@ from data.history import History
 from data.plan import Plan
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
+from objectives.build import Total, require_room, require_teacher
 from objectives.build import build as build_objective
-from objectives.build import require_room, require_teacher
 from objectives.config import ObjectiveConfig
+from objectives.interface import of_model
 from optim.build import build
 from optim.config import OptimConfig
 from optim.schedule import Steps
@@ -55,12 +56,17 @@ class Run:
         shortest = min(stage.row_length for stage in self.batch.plan(self.train.steps))
         require_room(self.model, self.objective, shortest)
         if self.teacher is not None:
-            require_teacher(self.model, self.teacher.model)
+            require_teacher(self.model, self.objective, self.teacher.model)
 
     @property
     def steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.batch.plan(self.train.steps))
+
+    @property
+    def learns(self) -> Total:
+        """What is minimised."""
+        return build_objective(self.model, self.objective, self.steps, self.teacher and self.teacher.model)
 
     @property
     def batches(self) -> tuple[Steps, ...]:
@@ -79,7 +85,7 @@ class Program(NamedTuple):
 
     step: Step
     init: Callable[[], state.TrainState]  # with fresh parameters
-    begin: Callable[[Any], state.TrainState]  # with the parameters given
+    begin: Callable[[Any], state.TrainState]  # with the model's parameters given
     abstract: state.TrainState
     shardings: state.TrainState
     teacher: tuple[Any, ...] = ()  # what the step takes behind a batch, in shapes: parameters of a teacher
@@ -93,24 +99,33 @@ def make_program(run: Run, mesh: jax.sharding.Mesh) -> Program:
     if run.train.offload_optimizer:
         shardings = sharding.offloaded(shardings, abstract)
     teacher = (layout(run.teacher, mesh, run.mesh),) if run.teacher else ()
-    objective = build_objective(run.model, run.objective, run.steps, run.teacher and run.teacher.model)
+    objective = run.learns
     step = make_step(objective, optimizer, schedule, shardings, run.train.microbatches)
     laid_out = jax.tree.map(lambda own: own.sharding, teacher)
     step = compile_step(step, shardings, sharding.batch_sharding(mesh), laid_out)
-    init = jax.jit(lambda: state.init(run.model, optimizer, run.seed), out_shardings=shardings)
-    begin = jax.jit(lambda params: state.begin(params, optimizer), out_shardings=shardings, donate_argnums=0)
+    init = jax.jit(lambda: state.init(objective, optimizer, run.seed), out_shardings=shardings)
+    begin = jax.jit(
+        lambda params: state.begin(params | objective.own(run.seed), optimizer),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )
     return Program(step, init, begin, abstract, shardings, teacher)
 
 
 def _layout(run: Run, mesh: jax.sharding.Mesh, config: MeshConfig) -> tuple[state.TrainState, state.TrainState]:
     """Shapes of the state, and where its arrays live."""
-    abstract = state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
+    abstract = abstract_state(run)
     return abstract, sharding.state_shardings(abstract, mesh, config)
+
+
+def abstract_state(run: Run) -> state.TrainState:
+    """Shapes and dtypes of the state."""
+    return state.abstract(run.learns, build(run.optim, run.steps, run.batches)[0])
 
 
 def require_optimizer(run: Run) -> None:
     """Refuses what the optimiser cannot be, or cannot be for this model; nothing is allocated."""
-    state.abstract(run.model, build(run.optim, run.steps, run.batches)[0])
+    abstract_state(run)
 
 
 def require_layout(run: Run) -> None:
@@ -119,6 +134,8 @@ def require_layout(run: Run) -> None:
     mesh = sharding.abstract_mesh(run.mesh, len(devices), sharding.count_slices(devices))
     require_split(run, mesh)
     _layout(run, mesh, run.mesh)
+    if run.teacher:
+        layout(run.teacher, mesh, run.mesh)
 
 
 def require_split(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
@@ -232,11 +249,11 @@ def load_params(
     require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
     abstract, shardings = _layout(run, sharding.make_mesh(), MeshConfig())  # of the devices here, not of the run
     if exactly is not None:
-        return checkpoints.restore(abstract, shardings, exactly).params, exactly
+        return of_model(checkpoints.restore(abstract, shardings, exactly).params), exactly
     restored = checkpoints.restore_newest(abstract, shardings, at_most)
     if restored is None:
         raise UserError(missing)
-    return restored.state.params, restored.step
+    return of_model(restored.state.params), restored.step
 
 
 def read_history(path: Path, saved: History, start: int) -> History:

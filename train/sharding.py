@@ -31,7 +31,8 @@ class Rule(NamedTuple):
     """Which dimensions of a parameter the mesh splits; the optimiser's moments follow, for their paths end alike."""
 
     path: str  # pattern
-    dimensions: str = ""  # L layers, D model (I twice it), N and K heads, H head size, F feed-forward, V vocabulary
+    # L layers, D model (I twice it, E that of a teacher), N and K heads, H head size, F feed-forward, V vocabulary
+    dimensions: str = ""
     tensor: str = ""  # the dimension that `tensor` splits
     # Those that `fsdp` and `context` may split, the first that they divide. Summing gradients onto parts of the last
     # dimension makes XLA:TPU sum them whole on every device, twice the traffic.
@@ -41,7 +42,7 @@ class Rule(NamedTuple):
 RULES = (
     Rule(r"/mean_norms/"),  # a number a layer
     # What SOAP and Shampoo keep of stacks of matrices R x C (optim/kronecker.py): a device whole matrices, else rows.
-    Rule(r"(^|/)matrices/\w+/(multi_token/)?layers/[\w/]+$", "LRC", "LR", "LRC"),
+    Rule(r"(^|/)matrices/\w+/((multi_token|distill)/)?layers/[\w/]+$", "LRC", "LR", "LRC"),
     Rule(r"(^|/)mean_square/"),  # of NorMuon: a number a neuron, whole on every device
     Rule(r"(embedding|head)$", "VD", "V", "VD"),
     Rule(r"layers/attention/query$", "LDNH", "N", "D"),
@@ -50,6 +51,7 @@ RULES = (
     Rule(r"layers/feed_forward/(gate|up)$", "LDF", "F", "D"),
     Rule(r"layers/feed_forward/down$", "LFD", "F", "DF"),
     Rule(r"multi_token/layers/projection$", "LID", "", "I"),
+    Rule(r"distill/layers/projection$", "LDE", "", "D"),
     Rule(r"layers/attention/query_bias$", "LNH", "N"),
     Rule(r"layers/attention/(key|value)_bias$", "LKH", "K"),
     Rule(r"layers/feed_forward/(gate|up)_bias$", "LF", "F"),

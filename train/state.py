@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from model import transformer
-from model.config import ModelConfig
+from objectives.build import Total
 
 
 class TrainState(NamedTuple):
@@ -24,9 +24,9 @@ class Parameters(NamedTuple):
     params: transformer.Params
 
 
-def init(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init(objective: Total, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step."""
-    return begin(transformer.init(model, seed), optimizer)
+    return begin(objective.init(seed), optimizer)
 
 
 def begin(params: transformer.Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -34,6 +34,6 @@ def begin(params: transformer.Params, optimizer: optax.GradientTransformation) -
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def abstract(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract(objective: Total, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes and dtypes of the state, without its arrays."""
-    return jax.eval_shape(lambda: init(model, optimizer, 0))
+    return jax.eval_shape(lambda: init(objective, optimizer, 0))

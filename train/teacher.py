@@ -1,7 +1,7 @@
 """The model that a run learns from: found in the workdir of another run, and loaded onto the mesh of this one.
 
-The spec of the run says which it is, by its hashes. No checkpoint of the run holds its parameters: they are read again
-when the run goes on, and nothing else needs them.
+The spec of the run says which it is, by its hashes. No checkpoint of the run holds its parameters: training reads
+them again when it goes on, and nothing else needs them.
 """
 
 import dataclasses
@@ -110,6 +110,6 @@ def require_same_tokenizer(teacher: Teacher, workdir: Path, shards: str) -> None
     if teacher.tokenizer != shards:
         raise UserError(
             f"{KEY} was trained with another tokenizer than the token shards of {workdir} were made with "
-            f"({teacher.tokenizer[:12]} and {shards[:12]}), so an id is another text to it; set tokenizer.path to the "
-            "tokenizer of the teacher"
+            f"({teacher.tokenizer[:12]} and {shards[:12]}), so an id is another text to it; set tokenizer.path to "
+            "the tokenizer of the teacher"
         )

@@ -6,6 +6,7 @@ all, and the backward rule only scales them. Each chunk holds all of B, which ke
 sharded.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ from kernels.cross_entropy.problem import Arrays, Head, Output, Settings, TopK, 
 from kernels.cross_entropy.shards import Implementation, Residuals, Split
 
 CHUNK_LOGITS = 2**21  # 8 MiB in float32; 2**20 is as fast on 2 cores, 2**19 and 2**22 lose 5-15%
+
+# Some tokens to their summed loss, what `Output` shows of each, and the gradient of their logits, with these.
+ChunkOf = Callable[[Arrays], tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array | None], jax.Array, jax.Array]]
 
 _barrier = jax.lax.optimization_barrier
 
@@ -27,7 +31,7 @@ def _loss(settings: Settings, split: Split, arrays: Arrays) -> Output:
         terms = _terms(settings, split, here)
         return loss + _of_chunk(settings, here, terms), terms.shown
 
-    loss, shown = _scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
+    loss, shown = scan(chunk, jnp.float32(0), arrays.of_tokens(), arrays.w_VD.shape[0])
     return Output(split.token_total(loss), *shown)
 
 
@@ -43,7 +47,7 @@ class _Terms(NamedTuple):
 
 
 def _terms(settings, split, arrays) -> _Terms:
-    logits_BtV, exps_BtV, max_Bt, sum_Bt = _softmax(split, arrays.x_BTD, arrays.w_VD, settings.soft_cap)
+    logits_BtV, exps_BtV, max_Bt, sum_Bt = softmax(split, arrays.x_BTD, arrays.w_VD, settings.soft_cap)
     lse_Bt = max_Bt + jnp.log(sum_Bt)
     target_Bt = _at(split, logits_BtV, arrays.targets_BT[..., None])[..., 0]
     teacher, teacher_nats_Bt, teacher_BtV = arrays.teacher, None, None
@@ -51,7 +55,7 @@ def _terms(settings, split, arrays) -> _Terms:
         aim_Bt = jnp.sum(teacher.probs_BTk * _at(split, logits_BtV, teacher.ids_BTk), -1)
         teacher_nats_Bt = mass(teacher) * lse_Bt - aim_Bt
     elif isinstance(teacher, Head):
-        _, teacher_BtV, _, total_Bt = _softmax(split, teacher.x_BTE, teacher.w_VE, settings.teacher_cap)
+        _, teacher_BtV, _, total_Bt = softmax(split, teacher.x_BTE, teacher.w_VE, settings.teacher_cap)
         teacher_BtV = teacher_BtV / total_Bt[..., None]
         teacher_nats_Bt = lse_Bt - split.total(jnp.sum(teacher_BtV * logits_BtV, -1))
     shown = lse_Bt - target_Bt, target_Bt >= max_Bt, teacher_nats_Bt
@@ -64,7 +68,7 @@ def _of_chunk(settings, arrays, terms):
     return token_loss(settings, arrays, terms.lse_Bt, nats_Bt, teacher_nats_Bt)
 
 
-def _softmax(split, x_BtD, w_VD, soft_cap):
+def softmax(split, x_BtD, w_VD, soft_cap):
     """(logits_BtV, exps_BtV, max_Bt, sum_Bt); maximum and sum over the whole vocabulary."""
     logits_BtV = jnp.einsum("BtD,VD->BtV", x_BtD, w_VD, preferred_element_type=jnp.float32)
     logits_BtV = capped(logits_BtV, soft_cap)
@@ -89,7 +93,7 @@ def _local(split, ids_Btk, V):
     return jnp.where(here_Btk, ids_Btk, V), here_Btk
 
 
-def _scan(chunk, carry, inputs, V):
+def scan(chunk, carry, inputs, V):
     """Scans `chunk` over slices of T and joins what it returns along T; the last slice may be shorter."""
     B, T = inputs.targets_BT.shape
     t = max(1, min(T, CHUNK_LOGITS // (B * V)))
@@ -109,29 +113,42 @@ def _scan(chunk, carry, inputs, V):
 
 def _forward(settings: Settings, split: Split, arrays: Arrays) -> tuple[Output, Residuals]:
     """The loss and, as residuals, both gradients for a cotangent of 1."""
+
+    def chunk(here):
+        terms = _terms(settings, split, here)
+        loss = _of_chunk(settings, here, terms)
+        return loss, terms.shown, _logit_gradients(settings, split, here, terms), terms.logits_BtV
+
+    return gradients(chunk, settings, split, arrays)
+
+
+def gradients(chunk_of: ChunkOf, settings: Settings, split: Split, arrays: Arrays) -> tuple[Output, Residuals]:
+    """The same of any loss of the logits, chunk by chunk."""
     V, D = arrays.w_VD.shape
 
     def chunk(carry, tokens):
         loss, dw_DV = carry
         here = arrays.with_tokens(tokens)
-        terms = _terms(settings, split, here)
-        loss += _of_chunk(settings, here, terms)
-        dlogits_BtV = _logit_gradients(settings, split, here, terms)
+        own, shown, dlogits_BtV, logits_BtV = chunk_of(here)
+        loss += own
+        if settings.soft_cap is not None:  # d tanh(x) = 1 - tanh(x)^2
+            dlogits_BtV *= 1 - jnp.square(logits_BtV / settings.soft_cap)
+        dlogits_BtV = dlogits_BtV.astype(here.x_BTD.dtype)
         dx_BtD = split.total(jnp.einsum("BtV,VD->BtD", dlogits_BtV, arrays.w_VD, preferred_element_type=jnp.float32))
         # As [D, Bt] x [Bt, V] with the small operand transposed by hand: [V, Bt] x [Bt, D] would transpose
         # all of dlogits, and the whole op then takes 1.25 times as long.
         x_DX, dlogits_XV = _barrier(here.x_BTD.reshape(-1, D).T), dlogits_BtV.reshape(-1, V)
         dw_DV += jnp.einsum("DX,XV->DV", x_DX, dlogits_XV, preferred_element_type=jnp.float32)
-        return (loss, dw_DV), (terms.shown, dx_BtD.astype(here.x_BTD.dtype))
+        return (loss, dw_DV), (shown, dx_BtD.astype(here.x_BTD.dtype))
 
     start = jnp.float32(0), jnp.zeros((D, V), jnp.float32)
-    (loss, dw_DV), (shown, dx_BTD) = _scan(chunk, start, arrays.of_tokens(), V)
+    (loss, dw_DV), (shown, dx_BTD) = scan(chunk, start, arrays.of_tokens(), V)
     dw_VD = split.token_total(dw_DV).T.astype(arrays.w_VD.dtype)
     return Output(split.token_total(loss), *shown), Residuals(dx_BTD=dx_BTD, dw_VD=dw_VD)
 
 
 def _logit_gradients(settings, split, arrays, terms):
-    """The gradient of a chunk's products of x and w, in the dtype of x."""
+    """The gradient of a chunk's logits, after the soft cap."""
     slope_Bt = slope(settings, arrays, terms.lse_Bt) / terms.sum_Bt
     V, targets_Bt1 = arrays.w_VD.shape[0], arrays.targets_BT[..., None]
     hit_BtV = jnp.arange(V) == (_local(split, targets_Bt1, V)[0] if split.vocabulary else targets_Bt1)
@@ -145,15 +162,13 @@ def _logit_gradients(settings, split, arrays, terms):
         dlogits_BtV = dlogits_BtV.at[place].add(-arrays.soft_BT[..., None] * arrays.teacher.probs_BTk, mode="drop")
     elif isinstance(arrays.teacher, Head):
         dlogits_BtV -= arrays.soft_BT[..., None] * terms.teacher_BtV
-    if settings.soft_cap is not None:  # d tanh(x) = 1 - tanh(x)^2
-        dlogits_BtV *= 1 - jnp.square(terms.logits_BtV / settings.soft_cap)
-    return dlogits_BtV.astype(arrays.x_BTD.dtype)
+    return dlogits_BtV
 
 
-def _backward(_settings, _split, _arrays, residuals: Residuals, dloss):
+def backward(_settings, _split, _arrays, residuals: Residuals, dloss):
     """Scales the gradients that the forward rule left."""
     dx_BTD, dw_VD = residuals.dx_BTD, residuals.dw_VD
     return (dx_BTD * dloss).astype(dx_BTD.dtype), (dw_VD * dloss).astype(dw_VD.dtype)
 
 
-IMPLEMENTATION = Implementation(_loss, _forward, _backward)
+IMPLEMENTATION = Implementation(_loss, _forward, backward)

@@ -10,6 +10,8 @@ from chaos.corruptions import Row, run
 
 from core.files import MANIFEST
 from model.config import ModelConfig
+from objectives.build import build as build_objective
+from objectives.config import ObjectiveConfig
 from optim.build import build
 from optim.config import OptimConfig
 from train import manifest, state
@@ -19,14 +21,15 @@ from train.sharding import make_mesh, state_shardings
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32)
 OPTIMIZER = build(OptimConfig(warmup_steps=10), 100)[0]
-ABSTRACT = state.abstract(MODEL, OPTIMIZER)
+OBJECTIVE = build_objective(MODEL, ObjectiveConfig())
+ABSTRACT = state.abstract(OBJECTIVE, OPTIMIZER)
 SHARDINGS = state_shardings(ABSTRACT, make_mesh())
 STEP, RECORD = 7, {"history": [{"steps": 100, "rows": 4}], "name": "a run"}
 
 
 def write_checkpoint(folder: Path, hashed_below: int | None = None) -> state.TrainState:
     """A checkpoint of a tiny model; with `hashed_below=0` its arrays are covered as those of a large one are."""
-    made = jax.jit(lambda: state.init(MODEL, OPTIMIZER, 0), out_shardings=SHARDINGS)()
+    made = jax.jit(lambda: state.init(OBJECTIVE, OPTIMIZER, 0), out_shardings=SHARDINGS)()
     made = jax.tree.map(lambda array: array + 1, made)
     before = manifest.HASHED_BELOW
     manifest.HASHED_BELOW = before if hashed_below is None else hashed_below

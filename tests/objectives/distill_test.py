@@ -6,32 +6,54 @@ import functools
 import jax
 import numpy as np
 import pytest
-from objectives_lab import make_batch
 
 import plain_transformer
 from model import transformer
 from model.config import ModelConfig
 from objectives.build import build
-from objectives.config import DistillConfig, ObjectiveConfig
+from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, ObjectiveConfig
 from objectives.interface import mean
+from objectives_lab import make_batch
 
 STUDENT = ModelConfig(
     vocab_size=48, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24, tied_head=False
 )
 TEACHER = ModelConfig(vocab_size=48, num_layers=3, d_model=24, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=40)
+
+
+def inside(**signals):
+    """Without the teacher's logits."""
+    return DistillConfig(teacher="t", weight=0.0, **signals)
+
+
 KINDS = {
     "forward": DistillConfig(weight=0.6),
     "forward, soft": DistillConfig(weight=1.0, temperature=2.0),
+    "reverse": DistillConfig(weight=0.6, divergence="reverse_kl"),
+    "reverse, soft": DistillConfig(weight=0.6, temperature=2.0, divergence="reverse_kl"),
+    "mean": DistillConfig(weight=0.6, divergence="jensen_shannon"),
+    "mean, soft": DistillConfig(weight=0.6, temperature=2.0, divergence="jensen_shannon"),
+    "maps": inside(attention=AttentionConfig(maps=0.7, layers=((1, 1), (2, 3)))),
+    "values": inside(attention=AttentionConfig(values=0.7, layers=((2, 3), (2, 2)))),
+    "features": inside(features=FeaturesConfig(weight=0.7, layers=((1, 2), (2, 3)))),
+    "all": DistillConfig(
+        teacher="t",
+        weight=0.5,
+        attention=AttentionConfig(0.3, 0.2, ((2, 3),)),
+        features=FeaturesConfig(0.1, ((1, 1),)),
+    ),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @functools.cache
-def params_of(model, seed):
-    """No scale is 1, so that each counts."""
+def params_of(model, seed, distill=None):
+    """No scale is 1, so that each counts; with `distill` those of its objectives too."""
     random = np.random.default_rng(seed)
-    draw = lambda leaf: random.normal(0, 0.4, leaf.shape).astype(np.float32)  # noqa: E731
-    return jax.tree.map(draw, transformer.abstract(model))
+    abstract = transformer.abstract(model)
+    if distill is not None:
+        abstract |= jax.eval_shape(lambda: build(model, ObjectiveConfig(distill=distill), teacher=TEACHER).own(0))
+    return jax.tree.map(lambda leaf: random.normal(0, 0.4, leaf.shape).astype(np.float32), abstract)
 
 
 def value(params, teacher, batch, distill, model=STUDENT, taught_by=TEACHER):
@@ -49,7 +71,7 @@ graded = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), static
 @pytest.mark.parametrize("packed", [True, False])
 def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed):
     distill, batch = KINDS[kind], make_batch(packed)
-    params, teacher = params_of(STUDENT, 1), params_of(TEACHER, 2)
+    params, teacher = params_of(STUDENT, 1, distill), params_of(TEACHER, 2)
     (loss, _), (gradients, of_teacher) = graded(params, teacher, batch, distill)
     with jax.enable_x64(True):
         wide, wide_teacher = jax.tree.map(lambda a: jax.numpy.asarray(a, np.float64), (params, teacher))
@@ -64,20 +86,29 @@ def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_teacher))
 
 
-@every_kind
+LOGITS = [kind for kind in KINDS if kind not in ("maps", "values", "features", "all")]
+
+
+@pytest.mark.parametrize("kind", [*LOGITS, "all"])
 def test_the_metric_loss_is_the_cross_entropy_alone(kind):
-    params, batch = params_of(STUDENT, 1), make_batch()
+    params, batch = params_of(STUDENT, 1, KINDS[kind]), make_batch()
     _, metrics = value(params, params_of(TEACHER, 2), batch, KINDS[kind])
     alone = build(STUDENT, ObjectiveConfig())
     plain, _ = alone.loss(params, batch, alone.counts(batch))
     assert float(metrics["loss"]) == pytest.approx(float(plain), rel=1e-6)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [*LOGITS, "maps", "values"])
 def test_from_oneself_there_is_nothing_to_learn(kind):
-    params, distill = params_of(STUDENT, 1), dataclasses.replace(KINDS[kind], weight=1.0)
+    distill = dataclasses.replace(KINDS[kind], weight=1.0)
+    if kind not in LOGITS:
+        distill = dataclasses.replace(
+            distill, attention=dataclasses.replace(distill.attention, layers=((1, 1), (2, 2)))
+        )
+    params = params_of(STUDENT, 1)
     (_, metrics), (gradients, _) = graded(params, params, make_batch(), distill, STUDENT, STUDENT)
-    assert float(metrics["distill_loss"]) == pytest.approx(0, abs=2e-6)
+    for name in metrics.keys() - {"loss"}:
+        assert float(metrics[name]) == pytest.approx(0, abs=2e-6)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) < 2e-6
 
 

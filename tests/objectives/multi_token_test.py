@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from objectives_lab import T, make_batch
 
 import plain_transformer
 from data.pipeline import Batch
@@ -16,6 +15,7 @@ from objectives.build import build
 from objectives.config import MultiTokenConfig, ObjectiveConfig
 from objectives.interface import mean
 from objectives.multi_token import targets_of
+from objectives_lab import T, make_batch
 
 PLAIN = ModelConfig(
     vocab_size=48, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24, init_std=0.3

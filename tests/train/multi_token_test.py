@@ -17,6 +17,7 @@ from model.config import ModelConfig, MultiToken
 from model.hf import read_params, write_model
 from model.hf_config import read_config
 from objectives.config import MultiTokenConfig, ObjectiveConfig
+from objectives_lab import batch_of
 from optim.build import OPTIMIZERS
 from optim.config import OptimConfig
 from optim.groups import path_name
@@ -41,16 +42,6 @@ def make_run(kind, **changes):
     objective = ObjectiveConfig(z_loss=1e-4, multi_token=weights)
     run = Run(model, BatchConfig(rows=8, row_length=16), optim, TrainConfig(steps=4), seed=0, objective=objective)
     return dataclasses.replace(run, **changes)
-
-
-def batch_of(step):
-    """Two documents a row, in different places, some tokens without a weight."""
-    random = np.random.default_rng(step)
-    tokens = random.integers(0, 64, (8, 17)).astype(np.int32)
-    second = np.arange(16) >= random.integers(1, 16, (8, 1))
-    positions = np.arange(16) - np.where(second, second.argmax(1)[:, None], 0)
-    weights = (random.random((8, 16)) < 0.8).astype(np.float32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], second.astype(np.int32), positions.astype(np.int32), weights)
 
 
 def metrics_of(run, devices=1, steps=4):

@@ -107,7 +107,7 @@ assert jax.device_count() == 4
 
 def run(devices, optim):
     optimizer, _ = build(optim, 100)
-    abstract = state.abstract(GUARDED.model, optimizer)
+    abstract = state.abstract(GUARDED.learns, optimizer)
     shardings = state_shardings(abstract, make_mesh(devices=jax.devices()[:devices]))
     params = jax.device_put(state.transformer.init(GUARDED.model, 0), shardings.params)
     opt_state, rows = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params), []

@@ -1,0 +1,167 @@
+"""Teachers in whole steps and whole runs: parts of a batch, devices, resumption, refusals."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from core.files import read_json
+from data.config import BatchConfig
+from lab import launch, on_devices, smoke
+from model import transformer
+from model.config import ModelConfig
+from objectives.config import DistillConfig, ObjectiveConfig
+from objectives_lab import batch_of
+from optim.config import OptimConfig
+from train.config import TrainConfig
+from train.run import Run, make_program
+from train.sharding import make_mesh
+from train.teacher import Teacher
+
+STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64)
+TEACHER = ModelConfig(64, 3, 48, num_heads=4, num_kv_heads=2, head_dim=12, d_ff=64)
+KINDS = {"forward": DistillConfig(teacher="t", weight=((0.0, 1.0), (1.0, 0.5)), temperature=2.0)}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_run(kind, **changes):
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=1, decay_fraction=0.0)
+    run = Run(
+        STUDENT, BatchConfig(rows=8, row_length=16), optim, TrainConfig(steps=3), seed=0,
+        objective=ObjectiveConfig(distill=KINDS[kind]), teacher=Teacher(Path("t"), 0, TEACHER, "", ""),
+    )  # fmt: skip
+    return dataclasses.replace(run, **changes)
+
+
+def metrics_of(run, devices=1, steps=3):
+    """Every loss of every step."""
+    program = make_program(run, make_mesh(run.mesh, jax.devices()[:devices]))
+    state, found = program.init(), []
+    laid_out = jax.tree.map(lambda own: own.sharding, program.teacher[0])
+    teacher = jax.jit(lambda: transformer.init(TEACHER, 5), out_shardings=laid_out)()
+    before = jax.tree.map(np.array, teacher)
+    for step in range(steps):
+        state, metrics = program.step(state, batch_of(step), teacher)
+        names = [name for name in metrics if "loss" in name or "distill" in name or name == "grad_norm"]
+        found.append({name: float(metrics[name]) for name in names})
+    jax.tree.map(np.testing.assert_array_equal, before, teacher)  # neither changed nor given away
+    return found
+
+
+alone = functools.cache(lambda kind: metrics_of(make_run(kind)))
+
+
+def assert_alike(found, expected, tolerance):
+    for own, other in zip(found, expected, strict=True):
+        assert own.keys() == other.keys()
+        for name in own:
+            assert own[name] == pytest.approx(other[name], rel=tolerance, abs=5e-6), name
+
+
+@every_kind
+def test_microbatches_and_remat_change_nothing(kind):
+    run = make_run(kind, train=TrainConfig(steps=3, microbatches=2))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))
+    assert_alike(metrics_of(run), alone(kind), 1e-5)
+
+
+SCRIPT = """
+import sys
+import jax
+sys.path.insert(0, {tests!r})
+from train.config import MeshConfig
+from distill_test import alone, assert_alike, make_run, metrics_of
+
+for kind, mesh in {cases!r}:
+    run = make_run(kind, mesh=MeshConfig(**mesh))
+    assert_alike(metrics_of(run, 4), alone(kind), 1e-5)
+    print("as one device:", kind, mesh)
+"""
+FEW = (("forward", {"fsdp": 2, "tensor": 2}),)
+ALL = tuple(
+    (kind, mesh)
+    for kind in KINDS
+    for mesh in ({"fsdp": 4}, {"replica": 2, "tensor": 2}, {"context": 4}, {"fsdp": 2, "context": 2})
+)
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_meshes_train_as_one_device(cases):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
+    assert on_devices(4, script, timeout=1800).count("as one device:") == len(cases)
+
+
+def test_the_teacher_lies_on_the_mesh_by_the_same_rules_and_in_its_own_dtype():
+    teacher = Teacher(Path("t"), 0, dataclasses.replace(TEACHER, dtype="bfloat16"), "", "")
+    program = make_program(make_run("forward", teacher=teacher), make_mesh())
+    laid_out = program.teacher[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(laid_out)} == {np.dtype("bfloat16")}
+    for name in ("query", "output"):
+        own, students = laid_out["layers"]["attention"][name], program.shardings.params["layers"]["attention"][name]
+        assert own.sharding == students
+
+
+def test_a_mesh_that_does_not_split_the_teacher_is_refused_by_its_name():
+    """With 4 of `tensor`, the 2 key heads of the teacher."""
+    script = f"""
+    import sys
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from train.config import MeshConfig
+    from train.run import require_layout
+    from distill_test import make_run
+    try:
+        require_layout(make_run("forward", mesh=MeshConfig(tensor=4)))
+    except Exception as error:
+        print("refused:", error)
+    """
+    assert "teacher/layers/attention/key" in on_devices(4, script)
+
+
+def test_another_vocabulary_is_refused():
+    larger = dataclasses.replace(TEACHER, vocab_size=96)
+    with pytest.raises(UserError, match=r"teacher predicts 96 tokens and model.vocab_size is 64; .* do not compare"):
+        make_run("forward", teacher=Teacher(Path("t"), 0, larger, "", ""))
+
+
+# Whole runs. The teacher is the smoke run that all tests share; the student reads the same tokens.
+SHAPE = ("--config.model.num_layers=2", "--config.model.d_model=32", "--config.model.num_kv_heads=4")
+
+
+def taught(workdir, corpus, teacher, *more):
+    return smoke(workdir, corpus, *SHAPE, f"--config.objective.distill.teacher={teacher}", *more)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, corpus, finished):
+    """A workdir in which a student has been trained."""
+    workdir = tmp_path_factory.mktemp("student") / "run"
+    workdir.mkdir()
+    for name in ("curated", "tokenizer", "tokens"):
+        shutil.copytree(finished / name, workdir / name)
+    result = launch("train", *taught(workdir, corpus, finished))
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def rows_of(workdir, name):
+    lines = [json.loads(line) for line in (workdir / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def arrays_of(workdir):
+    steps = workdir / "train" / "checkpoints"
+    return read_json(max(steps.iterdir(), key=lambda path: int(path.name)) / "manifest.json")["arrays"]
+
+
+def test_a_student_comes_nearer_to_its_teacher(student, finished):
+    apart = rows_of(student, "distill_loss")
+    assert 0 < apart[-1] < 0.5 * apart[0]
+    spec = read_json(student / "train" / "manifest.json")["spec"]
+    assert spec["teacher"]["tokenizer"] == read_json(finished / "tokens" / "manifest.json")["spec"]["tokenizer"]
+    assert not any("teacher" in name for name in arrays_of(student))
