@@ -16,17 +16,26 @@ from data.config import BatchConfig
 from lab import launch, on_devices, smoke
 from model import transformer
 from model.config import ModelConfig
-from objectives.config import DistillConfig, ObjectiveConfig
+from model.hf import read_params
+from model.hf_config import read_config
+from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, ObjectiveConfig
 from objectives_lab import batch_of
+from optim.build import OPTIMIZERS
 from optim.config import OptimConfig
 from train.config import TrainConfig
 from train.run import Run, make_program
 from train.sharding import make_mesh
-from train.teacher import Teacher
+from train.teacher import Teacher, find_teacher, require_same_tokenizer
 
 STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64)
 TEACHER = ModelConfig(64, 3, 48, num_heads=4, num_kv_heads=2, head_dim=12, d_ff=64)
-KINDS = {"forward": DistillConfig(teacher="t", weight=((0.0, 1.0), (1.0, 0.5)), temperature=2.0)}
+KINDS = {
+    "forward": DistillConfig(teacher="t", weight=((0.0, 1.0), (1.0, 0.5)), temperature=2.0),
+    "reverse": DistillConfig(teacher="t", divergence="reverse_kl"),
+    "mean": DistillConfig(teacher="t", divergence="jensen_shannon", temperature=2.0),
+    "features": DistillConfig(teacher="t", weight=0.0, features=FeaturesConfig(1.0)),
+    "attention": DistillConfig(teacher="t", weight=0.0, attention=AttentionConfig(1.0, 0.5)),
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -83,7 +92,12 @@ for kind, mesh in {cases!r}:
     assert_alike(metrics_of(run, 4), alone(kind), 1e-5)
     print("as one device:", kind, mesh)
 """
-FEW = (("forward", {"fsdp": 2, "tensor": 2}),)
+FEW = (
+    ("forward", {"fsdp": 2, "tensor": 2}),
+    ("mean", {"tensor": 2, "context": 2}),
+    ("features", {"fsdp": 4}),
+    ("attention", {"fsdp": 2, "context": 2}),
+)
 ALL = tuple(
     (kind, mesh)
     for kind in KINDS
@@ -131,10 +145,16 @@ def test_another_vocabulary_is_refused():
 
 # Whole runs. The teacher is the smoke run that all tests share; the student reads the same tokens.
 SHAPE = ("--config.model.num_layers=2", "--config.model.d_model=32", "--config.model.num_kv_heads=4")
+SIGNALS = (
+    "--config.objective.distill.features.weight=0.5",
+    "--config.objective.distill.attention.maps=0.5",
+    "--config.objective.distill.attention.values=0.5",
+)
 
 
 def taught(workdir, corpus, teacher, *more):
-    return smoke(workdir, corpus, *SHAPE, f"--config.objective.distill.teacher={teacher}", *more)
+    distill = (*SIGNALS, f"--config.objective.distill.teacher={teacher}")
+    return smoke(workdir, corpus, *SHAPE, *distill, "--config.train.eval_every=12", *more)
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +175,89 @@ def rows_of(workdir, name):
 
 
 def arrays_of(workdir):
-    steps = workdir / "train" / "checkpoints"
-    return read_json(max(steps.iterdir(), key=lambda path: int(path.name)) / "manifest.json")["arrays"]
+    return read_json(workdir / "train" / "checkpoints" / "24" / "manifest.json")["arrays"]
 
 
 def test_a_student_comes_nearer_to_its_teacher(student, finished):
-    apart = rows_of(student, "distill_loss")
-    assert 0 < apart[-1] < 0.5 * apart[0]
+    for name in ("distill_loss", "distill_features", "distill_maps", "distill_values"):
+        apart = rows_of(student, name)
+        assert 0 < apart[-1] < apart[0], name
+    assert rows_of(student, "heldout_bits_per_byte")
     spec = read_json(student / "train" / "manifest.json")["spec"]
     assert spec["teacher"]["tokenizer"] == read_json(finished / "tokens" / "manifest.json")["spec"]["tokenizer"]
-    assert not any("teacher" in name for name in arrays_of(student))
+    own = [name for name in arrays_of(student) if name.startswith("params/") and "layers" not in name]
+    assert own == ["params/embedding", "params/final_norm/scale"]  # none of the teacher
+
+
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(student, corpus, finished, tmp_path):
+    shutil.copytree(student, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "train" / "checkpoints" / "24")
+    result = launch("train", *taught(tmp_path / "run", corpus, finished))
+    assert "from step 20" in result.stderr, result.stderr
+    assert arrays_of(tmp_path / "run") == arrays_of(student)
+
+
+def test_an_export_needs_no_teacher_and_has_the_students_parameters_alone(student, corpus, tmp_path):
+    shutil.copytree(student, tmp_path / "run")
+    result = launch("export", *taught(tmp_path / "run", corpus, tmp_path / "gone"))
+    assert result.returncode == 0, result.stderr
+    config = read_config(tmp_path / "run" / "export")
+    assert read_params(tmp_path / "run" / "export", config).keys() == transformer.abstract(config).keys()
+    shutil.rmtree(tmp_path / "run" / "train" / "checkpoints" / "24")
+    result = launch("train", *taught(tmp_path / "run", corpus, tmp_path / "gone"))
+    assert result.returncode == 2
+    assert "is gone, and the run cannot go on without its teacher" in result.stderr
+
+
+def test_a_run_that_has_begun_refuses_another_teacher(student, corpus):
+    result = launch("train", *taught(student, corpus, student))
+    assert result.returncode == 2
+    assert "was made from something else (teacher." in result.stderr
+
+
+def test_what_is_no_teacher_is_refused(finished, tmp_path):
+    for folder, message in (
+        (tmp_path / "nothing", "does not exist; name the workdir of a run"),
+        (tmp_path, r"is no workdir of a run that trained or imported \(no train/ and no import/\)"),
+        (finished / "export", "it is a Hugging Face folder: `launch.py import`"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_teacher(DistillConfig(teacher=str(folder)), tmp_path / "run")
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(finished, tmp_path):
+    teacher = find_teacher(DistillConfig(teacher=str(finished)), tmp_path)
+    assert teacher.step == 24
+    with pytest.raises(UserError, match="was trained with another tokenizer than the token shards of"):
+        require_same_tokenizer(teacher, tmp_path, "0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("signal", "message"),
+    [
+        (
+            {"features": FeaturesConfig(1.0, ((3, 1),))},
+            "features.layers pairs 3 with 1, and the model has the layers 1 to 2",
+        ),
+        ({"attention": AttentionConfig(1.0, layers=((0, 1),))}, "attention.layers pairs 0 with 1, and the model"),
+        (
+            {"attention": AttentionConfig(1.0, layers=((1, 4),))},
+            "pairs 1 with 4, and the teacher has the layers 1 to 3",
+        ),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused(signal, message):
+    with pytest.raises(UserError, match=message):
+        make_run("forward", objective=ObjectiveConfig(distill=DistillConfig(teacher="t", **signal)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_moves_the_projections(name):
+    run = make_run("features", optim=OptimConfig(optimizer=name, learning_rate=1e-3, warmup_steps=0))
+    program = make_program(run, make_mesh())
+    state, teacher = program.init(), transformer.init(TEACHER, 5)
+    before = np.array(state.params["distill"]["layers"]["projection"])
+    for step in range(2):  # the first of SOAP moves nothing by it
+        state, _ = program.step(state, batch_of(step), teacher)
+    moved = np.asarray(state.params["distill"]["layers"]["projection"]) != before
+    assert moved.any((1, 2)).all()
