@@ -13,7 +13,7 @@ import pytest
 from core.errors import UserError
 from core.files import read_json
 from data.config import BatchConfig
-from lab import launch, on_devices, smoke
+from lab import ROOT, launch, on_devices, smoke
 from model import transformer
 from model.config import ModelConfig
 from model.hf import read_params
@@ -22,10 +22,10 @@ from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, Ob
 from objectives_lab import batch_of
 from optim.build import OPTIMIZERS
 from optim.config import OptimConfig
-from train.config import TrainConfig
+from train.config import MeshConfig, TrainConfig
 from train.run import Run, make_program
 from train.sharding import make_mesh
-from train.teacher import Teacher, find_teacher, require_same_tokenizer
+from train.teacher import Teacher, find_teacher, layout, load_teacher, require_same_tokenizer
 
 STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64)
 TEACHER = ModelConfig(64, 3, 48, num_heads=4, num_kv_heads=2, head_dim=12, d_ff=64)
@@ -230,6 +230,18 @@ def test_a_teacher_with_another_tokenizer_is_refused(finished, tmp_path):
     assert teacher.step == 24
     with pytest.raises(UserError, match="was trained with another tokenizer than the token shards of"):
         require_same_tokenizer(teacher, tmp_path, "0" * 32)
+
+
+def test_an_imported_model_teaches_as_the_run_that_exported_it(finished, corpus, tmp_path):
+    source = (f"--config.start.folder={finished / 'export'}", f"--config.data.path={corpus}")
+    result = launch("import", f"--config={ROOT / 'experiments' / 'continual.py'}", f"--workdir={tmp_path}", *source)
+    assert result.returncode == 0, result.stderr
+    found = [
+        find_teacher(DistillConfig(teacher=str(folder)), tmp_path / "student") for folder in (tmp_path, finished)
+    ]
+    loaded = [load_teacher(one, layout(one, make_mesh(), MeshConfig())) for one in found]
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
 @pytest.mark.parametrize(
