@@ -24,6 +24,7 @@ VERBS = {
     "curate": "documents from the source, through the recipe, into curated/",
     "tokenize": "learn the tokenizer, encode every document, into tokenizer/ and tokens/",
     "import": "the parameters of --config.start.folder, a Hugging Face model, into import/",
+    "teach": "what --config.teach.teacher predicts at every training token, a few ids of each, into targets/",
     "train": "train the model, or continue, into train/",
     "eval": "held-out bits per byte beside zlib and xz, and samples, into eval/",
     "report": "report.html and loss.png, into report/",
@@ -37,7 +38,7 @@ VERBS = {
     "compare": "variants of one run, tuned alike and trained on the same seeds, with a verdict, into compare/",
     "explain": "the documents of --step with their loss, or the steps of --document, to standard output",
 }
-RECIPE = ("train-classifier", "curate", "tokenize", "import", "train", "eval", "report", "export")
+RECIPE = ("train-classifier", "curate", "tokenize", "import", "teach", "train", "eval", "report", "export")
 
 # Which room turns which subtree of the config into which dataclass.
 PARTS = {
@@ -51,6 +52,7 @@ PARTS = {
     "train": ("train.config", "TrainConfig"),
     "mesh": ("train.config", "MeshConfig"),
     "start": ("train.config", "StartConfig"),
+    "teach": ("train.config", "TeachConfig"),
     "eval": ("evals.config", "EvalConfig"),
     "export": ("train.config", "ExportConfig"),
     "compare": ("scaling.config", "CompareConfig"),
@@ -176,6 +178,7 @@ class Experiment:
     def recipe(self) -> list[str]:
         """The verbs of a run without one: what the config asks for."""
         asked = {"import": self.parts["start"].folder, "train-classifier": self.parts["classifier"].asked}
+        asked["teach"] = self.parts["objective"].targets.asked
         return [verb for verb in RECIPE if asked.get(verb, True)]
 
     @functools.cached_property
@@ -184,7 +187,7 @@ class Experiment:
         from train.run import Run
         from train.teacher import find_teacher
 
-        names = ("model", "batch", "objective", "optim", "train", "mesh", "start", "seed")
+        names = ("model", "batch", "objective", "optim", "train", "mesh", "start", "teach", "seed")
         own = {name: self.parts[name] for name in names}
         teacher = find_teacher(self.parts["objective"].distill, self.workdir)
         return Run(**own, added=len(self.parts["data"].added), teacher=teacher)
@@ -257,6 +260,12 @@ class Experiment:
         if not self.parts["tokenizer"].extend_to:
             take_tokenizer(self.parts["tokenizer"], self.workdir, self.stale)
         import_model(self.parts["start"], self.parts["model"], self.workdir, stale=self.stale)
+
+    def teach(self) -> None:
+        """Pillar 3, a teacher's distributions."""
+        from train.teach import teach
+
+        teach(self.parts["teach"], self.workdir, added=len(self.parts["data"].added), stale=self.stale)
 
     def train(self) -> None:
         """Brings the pillars together; evaluation inside the loop is handed in from above."""

@@ -125,6 +125,8 @@ class TokenizerConfig:
 
 
 Packing = Literal["split", "best_fit"]
+Method = Literal["sample", "top_k"]  # what is stored of a teacher's distributions; see data/targets.py
+MOST = 256  # ids of a place: their number and a count fit into a byte
 
 
 @dataclass(frozen=True)

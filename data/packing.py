@@ -97,7 +97,7 @@ class BestFit:
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         documents, begins, sizes = _cut_long(lengths, row_length)
         order = np.argsort(-sizes, kind="stable")
-        rows = np.array(_best_fit(sizes[order].tolist(), row_length)[0], np.int64)
+        rows = np.array(best_fit(sizes[order].tolist(), row_length)[0], np.int64)
         by_row = np.argsort(rows, kind="stable")
         order = order[by_row]
         self.documents, self.begins, self.sizes = documents[order], begins[order], sizes[order]
@@ -152,7 +152,7 @@ def count_rows(packing: Packing, lengths: np.ndarray, bounds: np.ndarray, row_le
     counts = []
     for first, last in itertools.pairwise(bounds):
         sizes = _cut_long(lengths[first:last], row_length)[2]
-        counts.append(_best_fit(np.sort(sizes)[::-1].tolist(), row_length)[1])
+        counts.append(best_fit(np.sort(sizes)[::-1].tolist(), row_length)[1])
     return np.array(counts, np.int64)
 
 
@@ -171,7 +171,7 @@ def _cut_long(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndar
     return documents, begins, np.minimum(inputs[documents] - begins, row_length)
 
 
-def _best_fit(sizes: list[int], row_length: int) -> tuple[list[int], int]:
+def best_fit(sizes: list[int], row_length: int) -> tuple[list[int], int]:
     """The row of every piece, given longest first, and the number of rows."""
     placed: list[int] = []
     rooms: list[int] = []  # of the rows begun, ascending

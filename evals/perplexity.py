@@ -18,23 +18,9 @@ import numpy as np
 from core.progress import track
 from data.pipeline import Batch
 from data.shards import TokenShards
+from data.windows import windows
 
 TokenNats = Callable[[Any, Batch], jax.Array]  # (params, batch) -> nats of every token, 0 where none is asked
-
-
-def windows(tokens: int, length: int, overlap: float) -> list[tuple[int, int]]:
-    """(begin, first predicted) of each window over a document; inputs are tokens begin .. begin + length - 1.
-
-    The target of input i is token i + 1. Windows start `length * (1 - overlap)` apart.
-    """
-    stride = max(1, round(length * (1 - overlap)))
-    found, predicted = [], 0
-    for begin in range(0, max(tokens - 1, 1), stride):
-        found.append((begin, predicted))
-        predicted = min(begin + length, tokens - 1)
-        if predicted == tokens - 1:
-            return found
-    return found
 
 
 def evaluate(

@@ -9,6 +9,24 @@ from objectives.schedule import Weight, largest, require_weight
 
 
 @dataclass(frozen=True)
+class TargetsConfig:
+    """How much a teacher's stored distributions count: `config.objective.targets`; `config.teach` says whose."""
+
+    # Of the teacher's cross-entropy; what it lacks to 1 is that of the next token's. 0: no teacher.
+    weight: Weight = 0.0
+
+    def __post_init__(self):
+        if self.asked:
+            require_weight("weight", self.weight)
+            require(largest(self.weight) <= 1, f"weight={self.weight} must lie in 0 to 1")
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a teacher."""
+        return self.weight != 0
+
+
+@dataclass(frozen=True)
 class MultiTokenConfig:
     """How much tokens beyond the next count: `config.objective.multi_token`; docs/objectives.md says more."""
 
@@ -97,6 +115,7 @@ class ObjectiveConfig:
     # Times a token's squared log-sum-exp, added to its cross-entropy so that output logits do not drift: PaLM's is
     # 1e-4, OLMo 2's 1e-5. Of the next token's logits alone.
     z_loss: float = 0.0
+    targets: TargetsConfig = TargetsConfig()
     multi_token: MultiTokenConfig = MultiTokenConfig()
     distill: DistillConfig = DistillConfig()
 

@@ -1,9 +1,12 @@
-"""The config subtrees of the loop, of the devices it runs on, of where it begins, and of the export."""
+"""The config subtrees of the loop, of the devices it runs on, of where it begins, of a teacher, and of the export."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from core.config import require
+from data.config import MOST, Method
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,36 @@ class ExportConfig:
     """How the model is written for others: `config.export`."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class TeachConfig:
+    """Whose distributions are stored beside the tokens, and what of them: `config.teach`.
+
+    `config.objective.targets` trains with them; docs/objectives.md says more.
+    """
+
+    # A Hugging Face folder, or the workdir of another run, whose export is read. Its tokenizer must be this run's.
+    teacher: str = ""
+    method: Method = "sample"  # random draws, which are unbiased; or top_k, the largest probabilities, which are not
+    tokens: int = 50  # drawn, or the largest, of every distribution
+    temperature: float = 1.0  # of the teacher and, in training, of the student, whose loss is then times its square
+    seed: int = 0  # of the draws
+    context: int = 1024  # tokens that the teacher reads at once; longer documents in overlapping windows
+    overlap: float = 0.5  # of a window with the one before, which gives its tokens context
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the teacher's parameters and of what it computes
+    rows: int = 8  # of so much context, computed at once
+
+    def __post_init__(self):
+        require(1 <= self.tokens <= MOST, f"tokens={self.tokens} must lie in 1 to {MOST}")
+        above = math.isfinite(self.temperature) and self.temperature > 0
+        require(above, f"temperature={self.temperature} must be above 0")
+        require(0 <= self.seed < 1 << 31, f"seed={self.seed} must lie in 0 to {(1 << 31) - 1:,}")
+        require(self.context > 0 and self.rows > 0, "context and rows must be positive")
+        require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")
+
+    def decides(self) -> dict[str, Any]:
+        """What of it decides the targets, for the spec of their stage; the files of the teacher do too."""
+        own = dataclasses.asdict(self)
+        del own["teacher"], own["rows"]
+        return own

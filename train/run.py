@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError
-from core.files import MANIFEST, read_json, read_stage, require_spec
+from core.files import MANIFEST, read_json, read_manifest, read_stage, require_spec
 from data import history as data_history
 from data.config import BatchConfig
 from data.corpus import Corpus
 from data.history import History
 from data.plan import Plan
+from data.targets import TARGETS, made_by
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
 from objectives.build import Total, require_room, require_teacher
@@ -25,7 +26,7 @@ from optim.config import OptimConfig
 from optim.schedule import Steps
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
-from train.config import MeshConfig, StartConfig, TrainConfig
+from train.config import MeshConfig, StartConfig, TeachConfig, TrainConfig
 from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
 from train.teacher import Teacher, layout, require_same_tokenizer
@@ -48,6 +49,7 @@ class Run:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     teacher: Teacher | None = None  # that objective.distill names
+    teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
 
     def __post_init__(self):
         if bool(self.batch.stages) == bool(self.train.steps):
@@ -187,6 +189,10 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
         teacher = {"teacher": run.teacher.spec}
     else:  # as in runs from before there was any
         del decides["objective"]["distill"]
+    if run.objective.targets.asked:
+        decides["targets"] = made_by(read_manifest(workdir / TARGETS / MANIFEST)["spec"])
+    else:
+        del decides["objective"]["targets"]
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     begins = start_spec(run.start, workdir)
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **begins, **teacher}
