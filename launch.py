@@ -229,6 +229,10 @@ class Experiment:
             require_tokenized(self.parts["tokenizer"], self.workdir)
         if verb not in ("train-classifier", "curate", "tokenize", "export-data", "import"):
             require_imported(self.parts["start"], self.workdir)
+        if verb == "train" and self.parts["objective"].targets.asked:
+            from train.teach import require_same_teacher
+
+            require_same_teacher(self.parts["teach"], self.workdir)
 
     def train_classifier(self) -> None:
         """Pillar 1, a judge of documents."""

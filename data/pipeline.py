@@ -8,6 +8,7 @@ import numpy as np
 
 from data.packing import Piece, empty_row
 from data.plan import Plan
+from data.targets import Targets
 
 READER_THREADS = 2
 PREFETCHED_BATCHES = 4
@@ -25,6 +26,18 @@ class Batch(NamedTuple):
     weights_BT: np.ndarray
 
 
+class TaughtBatch(NamedTuple):
+    """The same, with k tokens of a teacher's distribution of each target; see `data.targets`."""
+
+    tokens_BT: np.ndarray
+    targets_BT: np.ndarray
+    segment_ids_BT: np.ndarray
+    positions_BT: np.ndarray
+    weights_BT: np.ndarray
+    teacher_ids_BTk: np.ndarray  # int32
+    teacher_probs_BTk: np.ndarray  # float32; 0 where there is no target in the same document
+
+
 class RowDocument(NamedTuple):
     """A piece of a document in a row of a batch."""
 
@@ -37,31 +50,35 @@ class RowDocument(NamedTuple):
 class Batches:
     """The batches of a run, by number or in order from any number on.
 
-    With `take`, a host reads only rows it needs of each global batch; the others cost nothing.
+    With `take`, a host reads only rows it needs of each global batch; the others cost nothing. With `targets`,
+    batches are a `TaughtBatch`.
     """
 
-    def __init__(self, plan: Plan, take: Take | None = None):
-        self.plan, self.take = plan, take
+    def __init__(self, plan: Plan, take: Take | None = None, targets: Targets | None = None):
+        self.plan, self.take, self.targets = plan, take, targets
         self.dataset = grain.MapDataset.source(self)
 
     def __len__(self) -> int:
         return self.plan.steps
 
-    def __getitem__(self, k: int) -> Batch:
+    def __getitem__(self, k: int) -> Batch | TaughtBatch:
         return self.batch(int(k))
 
-    def batch(self, k: int) -> Batch:
+    def batch(self, k: int) -> Batch | TaughtBatch:
         """Batch number k: the one that step k, counted from 0, trains on."""
         segment = self.plan.segment(k)
         length, rows = segment.stage.row_length, np.arange(segment.stage.rows)
         if self.take is not None:
             rows = self.take(segment.stage.rows)
-        batch = Batch(*(np.empty((len(rows), length), field.dtype) for field in empty_row(1)))
+        batch, taught = Batch(*(np.empty((len(rows), length), field.dtype) for field in empty_row(1))), []
         for place, row in enumerate(rows.tolist()):
             source, number = segment.locate(k, row)
-            for field_BT, field_T in zip(batch, segment.streams[source].row(number)):
+            stream = segment.streams[source]
+            for field_BT, field_T in zip(batch, stream.row(number)):
                 field_BT[place] = field_T
-        return batch
+            if self.targets is not None:
+                taught.append(self.targets.row(stream.pieces(number), length))
+        return TaughtBatch(*batch, *map(np.stack, zip(*taught))) if taught else batch
 
     def documents(self, k: int) -> list[RowDocument]:
         """Which tokens of which documents the rows of batch k are, without reading them."""
@@ -74,7 +91,7 @@ class Batches:
             found += [RowDocument(row, names[source], epoch, piece) for piece in stream.pieces(number)]
         return found
 
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+    def iterate(self, start: int, stop: int) -> Iterator[Batch | TaughtBatch]:
         """Batches start .. stop-1 in order, read ahead by threads."""
         options = grain.ReadOptions(num_threads=READER_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
         return iter(self.dataset[start:stop].to_iter_dataset(options))

@@ -13,6 +13,7 @@ from objectives.distill import Logits
 from objectives.interface import OWN, Named, Objective, Teacher, see
 from objectives.multi_token import Modules, Trunk
 from objectives.next_token import NextToken
+from objectives.targets import StoredTargets
 from objectives.transfer import Transfer, projections, spread
 
 
@@ -70,10 +71,18 @@ class Total:
         return sum(others, total), Metrics(sums, seen.output.max_logit_LN)
 
 
-def build(model: ModelConfig, config: ObjectiveConfig, steps: int = 1, teacher: ModelConfig | None = None) -> Total:
-    """The next token, and what the config adds to it."""
+def build(
+    model: ModelConfig,
+    config: ObjectiveConfig,
+    steps: int = 1,
+    teacher: ModelConfig | None = None,
+    temperature: float = 1.0,
+) -> Total:
+    """The next token, and what the config adds to it; `temperature` is that of stored targets."""
     distill = config.distill if teacher is not None else DistillConfig(weight=0.0)
     objectives: list[Objective] = [NextToken(config.z_loss, distill.weight)]
+    if config.targets.asked:
+        objectives = [StoredTargets(config.targets.weight, temperature, config.z_loss)]
     if model.multi_token.modules:
         objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight))
     if config.multi_token.trunk:

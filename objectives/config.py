@@ -121,3 +121,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         require(math.isfinite(self.z_loss) and self.z_loss >= 0, f"z_loss={self.z_loss} must be 0 or more")
+        require(
+            not (self.targets.asked and self.distill.teacher and self.distill.weight != 0),
+            "targets.weight and distill.weight both share the cross-entropy with a teacher; make one of them 0",
+        )

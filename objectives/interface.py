@@ -27,9 +27,14 @@ class Seen(NamedTuple):
     head_VD: jax.Array  # in the dtype of the computation
     teacher: "Seen | None" = None  # of the same batch, without gradient
 
-    def cross_entropy(self, hidden_BTD, targets_BT, weights_BT, z_loss: float = 0.0) -> CrossEntropyOutput:
-        """Of the output layer, summed over tokens."""
-        options = {"soft_cap": self.model.final_soft_cap, "implementation": self.model.kernels.cross_entropy}
+    def cross_entropy(
+        self, hidden_BTD, targets_BT, weights_BT, z_loss: float = 0.0, temperature: float = 1.0, **teacher: Any
+    ) -> CrossEntropyOutput:
+        """Of the output layer, its logits divided by a temperature, summed over tokens."""
+        cap = self.model.final_soft_cap
+        if temperature != 1:
+            hidden_BTD, cap = hidden_BTD / temperature, cap and cap / temperature
+        options = {"soft_cap": cap, "implementation": self.model.kernels.cross_entropy, **teacher}
         return linear_cross_entropy(hidden_BTD, self.head_VD, targets_BT, weights_BT, z_loss=z_loss, **options)
 
     def softened(self, temperature: float) -> Head:

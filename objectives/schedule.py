@@ -31,7 +31,7 @@ def largest(weight: Weight) -> float:
 
 def require_weight(name: str, weight: Weight) -> None:
     """Refuses what is no schedule, or never above 0."""
-    points = points_of(weight)
+    points = weight if isinstance(weight, tuple) else ((0.0, weight),)
     values = [value for _, value in points]
     require(
         bool(values) and all(math.isfinite(value) and value >= 0 for value in values) and max(values) > 0,

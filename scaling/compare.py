@@ -20,6 +20,7 @@ import jax
 from core.errors import UserError
 from core.files import fingerprint, read_json, write_json
 from core.progress import duration, say
+from data.targets import TARGETS
 from evals.config import EvalConfig
 from evals.evaluate import quick_evaluation
 from scaling.compare_page import write_page
@@ -204,7 +205,7 @@ class _Lab:
 
     def _train(self, run: Run, evaluation: EvalConfig, folder: Path) -> Result:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in TOKENS:
+        for name in (*TOKENS, *[TARGETS] * run.objective.targets.asked):
             if not (folder / name).exists():
                 (folder / name).symlink_to(Path("../../..") / name)
         failed = ""

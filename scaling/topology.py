@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from core.errors import UserError
-from data.pipeline import Batch
+from data.pipeline import Batch, TaughtBatch
 from train.run import Run, make_program
 from train.sharding import make_mesh, on_mesh
 
@@ -67,6 +67,9 @@ def lower_step(run: Run, topology: str, num_slices: int = 1, stage: int = -1) ->
     """The step of one of its stages, traced and not compiled yet."""
     program = make_program(run, make_mesh(run.mesh, topology_devices(topology, num_slices)))
     rows = run.batch.plan(run.train.steps)[stage]
-    dtypes = Batch(*4 * [jnp.int32], jnp.float32)
-    batch = jax.tree.map(lambda dtype: jax.ShapeDtypeStruct((rows.rows, rows.row_length), dtype), dtypes)
+    shape = rows.rows, rows.row_length
+    batch = Batch(*(jax.ShapeDtypeStruct(shape, dtype) for dtype in (*4 * [jnp.int32], jnp.float32)))
+    if run.objective.targets.asked:
+        taught = (jax.ShapeDtypeStruct((*shape, run.teach.tokens), dtype) for dtype in (jnp.int32, jnp.float32))
+        batch = TaughtBatch(*batch, *taught)
     return program.step.lower(program.abstract, batch, *program.teacher)

@@ -15,6 +15,7 @@ from data import history as data_history
 from data.corpus import Corpus
 from data.pipeline import Batches
 from data.plan import Plan
+from data.targets import Targets
 from data.tokenize import open_split
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
@@ -31,6 +32,7 @@ from train.run import (
     Run,
     first_state,
     make_program,
+    open_stored,
     read_history,
     recorded_history,
     run_spec,
@@ -75,6 +77,7 @@ def train(
     goodput = Goodput()
     _keep_compiled(workdir)
     folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    targets = open_stored(run, workdir, corpus.shards)
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")
@@ -85,7 +88,7 @@ def train(
         return
     keep = {"keep_last": run.train.keep_checkpoints, "keep_every": run.train.keep_every}
     checkpoints = Checkpoints(folder / CHECKPOINTS, **keep)
-    setup = set_up(run, folder, corpus, checkpoints, amendment)
+    setup = set_up(run, folder, corpus, targets, checkpoints, amendment)
     if stage is not None:
         stage.reopen()
     journal = Journal(folder, setup.start, setup.batches.plan, goodput, run.optim.skip.nonfinite_limit)
@@ -194,7 +197,14 @@ def _keep_compiled(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
 
 
-def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, amendment: Amendment) -> Setup:
+def set_up(
+    run: Run,
+    folder: Path,
+    corpus: Corpus,
+    targets: Targets | None,
+    checkpoints: Checkpoints,
+    amendment: Amendment,
+) -> Setup:
     """Data, mesh, step and state, from the newest good checkpoint where there is one."""
     say_log("mesh")
     mesh = sharding.make_mesh(run.mesh)
@@ -233,7 +243,7 @@ def set_up(run: Run, folder: Path, corpus: Corpus, checkpoints: Checkpoints, ame
         _taught(run, program),
         current,
         start,
-        Batches(plan, functools.partial(sharding.host_rows, batch_sharding)),
+        Batches(plan, functools.partial(sharding.host_rows, batch_sharding), targets),
         batch_sharding,
     )
 

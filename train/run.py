@@ -14,7 +14,8 @@ from data.config import BatchConfig
 from data.corpus import Corpus
 from data.history import History
 from data.plan import Plan
-from data.targets import TARGETS, made_by
+from data.shards import TokenShards
+from data.targets import TARGETS, Targets, made_by, open_targets, read_targets
 from data.tokenize import TOKENS, open_split
 from model.config import ModelConfig
 from objectives.build import Total, require_room, require_teacher
@@ -68,7 +69,8 @@ class Run:
     @property
     def learns(self) -> Total:
         """What is minimised."""
-        return build_objective(self.model, self.objective, self.steps, self.teacher and self.teacher.model)
+        teacher = self.teacher and self.teacher.model
+        return build_objective(self.model, self.objective, self.steps, teacher, self.teach.temperature)
 
     @property
     def batches(self) -> tuple[Steps, ...]:
@@ -156,6 +158,14 @@ def require_split(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh)
             raise UserError(
                 f"config batch.{where}row_length={stage.row_length} is not a multiple of mesh.context={context}"
             )
+
+
+def open_stored(run: Run, workdir: Path, shards: TokenShards) -> Targets | None:
+    """The stored targets that a run learns from, if it does; refuses those that `config.teach` does not ask for."""
+    if not run.objective.targets.asked:
+        return None
+    require_spec(workdir / TARGETS, read_targets(workdir), {"teach": run.teach.decides()})
+    return open_targets(workdir, shards, run.added)
 
 
 def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:

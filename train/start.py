@@ -97,7 +97,7 @@ def import_model(start: StartConfig, model: ModelConfig, workdir: Path, *, stale
         "files": {path.name: hash_file(path) for path in (folder / "config.json", *files)},
         "growth": _growth_hash(workdir),
     }
-    seen = _seen(folder, spec["files"])
+    seen = seen_files(folder, spec["files"])
     stage = Stage(workdir / FOLDER, spec, stale=stale)
     checkpoints = Checkpoints(stage.folder / CHECKPOINTS, keep_last=1)
     if damage := _damage(checkpoints):
@@ -131,7 +131,7 @@ def require_imported(start: StartConfig, workdir: Path) -> None:
         return
     manifest = read_stage(stage, "import")
     names = manifest["spec"]["files"]
-    if _seen(folder, names) == manifest["summary"].get("seen"):
+    if seen_files(folder, names) == manifest["summary"].get("seen"):
         return  # of equal size and time: hashing takes a second a gigabyte
     for name in names:
         if not (folder / name).is_file():
@@ -140,7 +140,7 @@ def require_imported(start: StartConfig, workdir: Path) -> None:
     require_spec(stage, manifest, {"files": {name: hash_file(folder / name) for name in names}})
 
 
-def _seen(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+def seen_files(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Size and time of files that are there."""
     stats = {name: (folder / name).stat() for name in names if (folder / name).is_file()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.files import Stage, Stale, hash_file, read_json, write_json
+from core.files import MANIFEST, Stage, Stale, hash_file, read_json, require_spec, write_json
 from core.progress import Progress, count, quantity, say
 from data.curate.engine import added_folders
 from data.order import derive_seed
 from data.packing import best_fit
 from data.shards import Tokens, TokenShards
-from data.targets import TARGETS, Distributions, Form, tokens_spec, write_targets
+from data.targets import TARGETS, Distributions, Form, read_targets, tokens_spec, write_targets
 from data.tokenize import TOKENS, open_split, open_tokenizer
 from data.tokenizer import Tokenizer, open_tokenizer_file
 from data.windows import windows
@@ -32,10 +32,11 @@ from model import transformer
 from model.config import ModelConfig
 from model.hf import read_params, require_tensors, weight_files
 from model.hf_config import read_config
-from train import sharding
+from train import hosts, sharding
 from train.compress import draw, largest, place_keys
 from train.config import TeachConfig
 from train.export import FOLDER as EXPORT
+from train.start import seen_files
 
 VERSION = 1
 LOGITS = 1 << 24  # that are computed at once: 64 MB in float32
@@ -51,11 +52,14 @@ class Teacher(NamedTuple):
 
 def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = "refuse") -> None:
     """Makes `workdir/targets`, and the same of documents that were added."""
+    folders = [workdir, *added_folders(workdir, added)]
+    if _needs_no_teacher(config, folders):
+        say(f"teach: {workdir / TARGETS} is up to date; {config.teacher} is no longer there")
+        return
     shards, form = open_split(workdir, "train", added), Form(config.method, config.tokens, vocabulary(workdir))
     teacher = find_teacher(config, workdir)
-    _require_possible(config, teacher, form)
-    spec = made_by(config, teacher, form)
-    folders = [workdir, *added_folders(workdir, added)]
+    _require_ids(config, teacher, form)
+    spec = _made_by(config, teacher, form)
     stages = [Stage(folder / TARGETS, spec | tokens_spec(folder), stale=stale) for folder in folders]
     unfinished = []
     for stage in stages:
@@ -65,10 +69,11 @@ def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = 
             unfinished.append(Work(stage, shards))
     if not unfinished:
         return
+    _require_devices(config)
     bar = Progress("teach", sum(work.places for work in unfinished), start=sum(work.done for work in unfinished))
     predict = make_predict(config, teacher, form)
     for work in unfinished:
-        _make(work, config, form, predict, bar)
+        _make(work, config, form, predict, bar, seen_files(teacher.folder, spec["teacher"]))
     bar.finish(f"{count(bar.done)} distributions")
 
 
@@ -103,15 +108,45 @@ def vocabulary(workdir: Path) -> int:
     return open_tokenizer(workdir).vocab_size
 
 
+def require_same_teacher(config: TeachConfig, workdir: Path) -> None:
+    """Refuses stored targets of another teacher than the one that is named, where it is at hand."""
+    stage, folder = workdir / TARGETS, _folder(config)
+    if not config.teacher or not folder.exists():
+        return
+    manifest = read_targets(workdir)
+    names = manifest["spec"]["teacher"]
+    if seen_files(folder, names) != manifest["summary"]["seen"]:  # hashing takes a second a gigabyte
+        require_spec(stage, manifest, {"teacher": _hashes(folder)})
+
+
+def _needs_no_teacher(config: TeachConfig, folders: list[Path]) -> bool:
+    """Whether the teacher is gone, and what it said of the tokens of all folders is whole."""
+    manifests = [folder / TARGETS / MANIFEST for folder in folders]
+    if not config.teacher or _folder(config).exists() or not all(path.exists() for path in manifests):
+        return False
+    for folder in folders:
+        require_spec(folder / TARGETS, read_targets(folder), {"teach": config.decides()})
+    return True
+
+
+def _folder(config: TeachConfig) -> Path:
+    """Where the model lies: of a run, in its export."""
+    folder = Path(config.teacher).expanduser()
+    return folder if (folder / "config.json").is_file() or not (folder / EXPORT).is_dir() else folder / EXPORT
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Of the files that are the teacher."""
+    return {path.name: hash_file(path) for path in (folder / "config.json", *weight_files(folder))}
+
+
 def find_teacher(config: TeachConfig, workdir: Path) -> Teacher:
     """The model that the config names; refuses one that is not whole, or of another tokenizer."""
     if not config.teacher:
         raise UserError(
             "config teach.teacher is empty; name a Hugging Face folder, or the workdir of a run that was exported"
         )
-    folder = Path(config.teacher).expanduser()
-    if not (folder / "config.json").is_file() and (folder / EXPORT).is_dir():
-        folder = folder / EXPORT
+    folder = _folder(config)
     model = read_config(folder)
     require_tensors(folder, model)
     _require_same_tokenizer(open_tokenizer(workdir), open_tokenizer_file(folder))
@@ -135,8 +170,8 @@ def _require_same_tokenizer(own: Tokenizer, theirs: Tokenizer) -> None:
     )
 
 
-def _require_possible(config: TeachConfig, teacher: Teacher, form: Form) -> None:
-    """Refuses what the teacher, or the devices here, cannot do."""
+def _require_ids(config: TeachConfig, teacher: Teacher, form: Form) -> None:
+    """Refuses a teacher without some of the tokenizer's ids, and more ids of a place than there are."""
     if teacher.model.vocab_size < form.vocab_size:
         raise UserError(
             f"the teacher {teacher.folder} has {teacher.model.vocab_size:,} ids, fewer than the tokenizer's "
@@ -144,16 +179,23 @@ def _require_possible(config: TeachConfig, teacher: Teacher, form: Form) -> None
         )
     if config.method == "top_k" and config.tokens > form.vocab_size:
         raise UserError(f"config teach.tokens={config.tokens} is more than the {form.vocab_size:,} ids there are")
+
+
+def _require_devices(config: TeachConfig) -> None:
+    """Refuses devices that the rows do not divide over, and several processes."""
+    if hosts.peers is not None:
+        raise UserError(
+            "several processes as one only train; run `launch.py teach` (same --config and --workdir) first"
+        )
     parts = sharding.batch_parts(sharding.make_mesh())
     if config.rows % parts:
         raise UserError(f"config teach.rows={config.rows} is not a multiple of the {parts} devices")
 
 
-def made_by(config: TeachConfig, teacher: Teacher, form: Form) -> dict[str, Any]:
+def _made_by(config: TeachConfig, teacher: Teacher, form: Form) -> dict[str, Any]:
     """What decides the targets of any tokens."""
-    paths = (teacher.folder / "config.json", *weight_files(teacher.folder))
-    files = {path.name: hash_file(path) for path in paths}
-    return {"version": VERSION, "teach": config.decides(), "teacher": files, "vocab_size": form.vocab_size}
+    own = {"teach": config.decides(), "teacher": _hashes(teacher.folder)}
+    return {"version": VERSION, **own, "vocab_size": form.vocab_size}
 
 
 # What the teacher reads, by name [B, T], to what is kept of every place [B, T, k].
@@ -198,7 +240,9 @@ def _distributions(
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, T, -1), found)
 
 
-def _make(work: Work, config: TeachConfig, form: Form, predict: Predict, bar: Progress) -> None:
+def _make(
+    work: Work, config: TeachConfig, form: Form, predict: Predict, bar: Progress, seen: dict[str, list[int]]
+) -> None:
     """The targets of every token shard of a stage, one after the other."""
     entries = []
     for path, documents in work.documents.items():
@@ -209,7 +253,7 @@ def _make(work: Work, config: TeachConfig, form: Form, predict: Predict, bar: Pr
         entries.append(entry)
     totals = {key: sum(entry[key] for entry in entries) for key in ("places", "bytes")}
     files = [file for path in work.documents for file in (path, mark_of(path))]
-    work.stage.finish(files, {**totals, "shards": entries})
+    work.stage.finish(files, {**totals, "shards": entries, "seen": seen})
     each = totals["bytes"] / max(totals["places"], 1)
     say(f"teach: {quantity(totals['bytes'])} in {work.stage.folder}, {each:.1f} bytes a token")
 

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from core.errors import UserError
 from core.files import Stage
 from data import targets as module
+from data.config import BatchConfig, StageConfig
+from data.pipeline import Batches
 from data.shards import TokenDocument, TokenShards, write_shard
-from data.targets import Distributions, Form, decode, encode, open_targets, write_targets
+from data.targets import Distributions, Form, Targets, decode, encode, open_targets, write_targets
+from lab import make_batches
 
 
 def as_dicts(found):
@@ -200,3 +203,45 @@ def test_generations_taught_in_another_way_are_refused(workdir):
     respecify(workdir / "added-1", {"teach": {"method": "sample", "tokens": 6}})
     with pytest.raises(UserError, match=r"made in another way than .* \(teach.tokens was 5, is 6\)"):
         open_targets(workdir, shards_of(workdir), added=1)
+
+
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=4, max_size=14).filter(lambda found: max(found) > 3),
+    row_lengths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_place_of_every_batch_has_the_distribution_of_its_document_and_position(
+    packing, lengths, row_lengths, seed, tmp_path_factory
+):
+    """Rows of any length, one after the other, documents cut anywhere; token t of document d is 50 d + t."""
+    folder = tmp_path_factory.mktemp("batches")
+    before, module.PLACES = module.PLACES, 8
+    try:
+        documents = [TokenDocument(str(d), "s", [50 * d + t for t in range(n)], n) for d, n in enumerate(lengths)]
+        entry = write_shard(folder / "tokens" / "t.array_record", documents, np.dtype("<u2"))
+        shards = TokenShards(folder / "tokens", [entry], "<u2")
+        draws = [[own_draws(d, place) for place in range(n - 1)] for d, n in enumerate(lengths)]
+        given_ = [Distributions(np.array(rows, int).reshape(-1, FORM.tokens)) for rows in draws]
+        written = write_targets(folder / "targets" / "t.array_record", FORM, zip(shards.crc32.tolist(), given_))
+        targets = Targets(shards, FORM, [{"summary": {"shards": [written]}}])
+        stages = tuple(StageConfig(tokens=6 * length, row_length=length) for length in row_lengths)
+        config = BatchConfig(rows=2, row_length=1, packing=packing, stages=stages)
+        if sum(lengths) <= max(row_lengths):
+            return
+        plan = make_batches(shards, config, seed, steps=0).plan
+        batches, plain, seen = Batches(plan, targets=targets), Batches(plan), 0
+        for k in range(plan.steps):
+            batch = batches.batch(k)
+            for field, other in zip(batch, plain.batch(k)):
+                np.testing.assert_array_equal(field, other)
+            found = as_dicts([field.reshape(-1, FORM.tokens) for field in batch[5:]])
+            for token, weight, own in zip(batch.tokens_BT.ravel(), batch.weights_BT.ravel(), found):
+                document, place = divmod(int(token), 50)
+                expected = collections.Counter(draws[document][place].tolist()) if weight else {}
+                assert own == {token: pytest.approx(count / 5) for token, count in expected.items()}
+                seen += weight
+        assert seen
+    finally:
+        module.PLACES = before

@@ -25,7 +25,7 @@ from model.hf import write_model
 from train import teach as module
 from train.compress import draw, place_keys
 from train.config import TeachConfig
-from train.teach import teach
+from train.teach import require_same_teacher, teach
 
 # Two rows of the embedding are no ids of the tokenizer.
 MODEL = ModelConfig(322, 2, 32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.3, final_soft_cap=None)
@@ -216,3 +216,32 @@ def test_a_teacher_of_another_tokenizer_or_of_fewer_ids_is_refused(tokenized, wo
 def test_what_cannot_be_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TeachConfig(**values)
+
+
+def test_once_taught_the_teacher_may_go_but_not_be_another(tokenized, workdir, tmp_path):
+    own = shutil.copytree(tokenized / "teacher", tmp_path / "teacher")
+    config = config_of(tokenized, teacher=str(own))
+    teach(config, workdir)
+    require_same_teacher(config, workdir)
+    weights = bytearray((own / "model.safetensors").read_bytes())
+    weights[-3] ^= 1
+    (own / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"made from something else \(teacher.model.safetensors was"):
+        require_same_teacher(config, workdir)
+    shutil.rmtree(own)
+    require_same_teacher(config, workdir)
+    teach(config, workdir)
+    with pytest.raises(UserError, match=r"teach.tokens was 50, is 20"):
+        teach(dataclasses.replace(config, tokens=20), workdir)
+
+
+def test_a_damaged_shard_alone_is_made_again(tokenized, workdir):
+    config = config_of(tokenized)
+    teach(config, workdir)
+    before = bytes_of(workdir / "targets")
+    times = {path: path.stat().st_mtime_ns for path in (workdir / "targets").glob("*.array_record")}
+    path = next(iter(times))
+    path.unlink()
+    teach(config, workdir)
+    assert bytes_of(workdir / "targets") == before
+    assert [other for other in times if other.stat().st_mtime_ns != times[other]] == [path]
