@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-minhash bench-scale bench-gpu kernel-card bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-minhash bench-scale bench-gpu kernel-card bench-targets bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,9 @@ bench-gpu: ## GPU kernels beside cuDNN and JAX's own, on a machine with a GPU (1
 
 kernel-card: $(VENV)/test ## docs/kernels.md: errors of every kernel, and what the TPU's compiler says of it (half an hour)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python benchmarks/kernel_card.py
+
+bench-targets: $(VENV)/test ## a teacher's stored distributions: bias of the gradient, bytes a token, time of a step (WORKDIR=a finished run of the quickstart)
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python benchmarks/teacher_targets.py --workdir=$(WORKDIR)
 
 bench-first-loss: ## seconds from a fresh clone to the first loss, and to the end
 	bash benchmarks/first_loss.sh
