@@ -43,7 +43,7 @@ from train.run import Run, make_program
 from train.sharding import make_mesh
 
 WAYS = (("top_k", 8), ("top_k", 50), ("top_k", 256), ("sample", 10), ("sample", 50), ("sample", 256))
-AT_ONCE = 50  # draws of a call
+NOISE = 100  # draws of which the whole gradient is computed
 TOKENS = 200_000  # of the documents that steps are timed on
 
 
@@ -134,27 +134,30 @@ def spread(row: Row, ids_Xk: jax.Array, probs_Xk: jax.Array) -> jax.Array:
 
 
 def sampled(draws: int, n: int, row: Row, softmax_XV: jax.Array, gradient: Any, exact: jax.Array) -> str:
-    """Cells of a line: the error of the mean over draws of the whole row, each as of another document."""
-    square = exact @ exact
+    """Cells of a line: the error of the mean over draws of the whole row, each as of another document.
+
+    The gradient is linear in the distributions, so it is computed of their mean, and of some draws for the noise.
+    """
+    square, exact_XV = exact @ exact, slope(row, softmax_XV, row.teacher_XV)
+    along_XV = jax.grad(lambda slope_XV: gradient(slope_XV) @ exact)(exact_XV) / square
 
     @jax.jit
-    def several(total: jax.Array, numbers: jax.Array, teacher_XV: jax.Array) -> Any:
-        def one(total: jax.Array, number: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            X = len(teacher_XV)
-            keys_X = place_keys(0, jnp.full(X, number, jnp.uint32), jnp.arange(X))
-            estimate_XV = spread(row, draw(teacher_XV, keys_X, n), 1 / n)
-            error = gradient(slope(row, softmax_XV, estimate_XV)) - exact
-            return total + error, (error @ exact / square, error @ error / square)
+    def error(teacher_XV: jax.Array, number: jax.Array) -> jax.Array:
+        X = len(teacher_XV)
+        keys_X = place_keys(0, jnp.full(X, number, jnp.uint32), jnp.arange(X))
+        return slope(row, softmax_XV, spread(row, draw(teacher_XV, keys_X, n), 1 / n)) - exact_XV
 
-        return jax.lax.scan(one, total, numbers)
-
-    total, found = jnp.zeros_like(exact), []
-    for first in track(range(0, draws, AT_ONCE), f"{n} draws", -(-draws // AT_ONCE)):
-        total, own = several(total, jnp.arange(first, first + AT_ONCE), row.teacher_XV)
-        found.append(jax.device_get(own))
-    along, squares = (np.concatenate(values).astype(np.float64) for values in zip(*found))
-    half, away = 2.576 * along.std() / np.sqrt(len(along)), float(jnp.sqrt(total @ total / square)) / len(along)
-    chance = np.sqrt(squares.mean() / len(along))
+    total_XV, along, squares = jnp.zeros_like(exact_XV), [], []
+    for number in track(range(draws), f"{n} draws", draws):
+        error_XV = error(row.teacher_XV, number)
+        total_XV += error_XV
+        along.append(jnp.vdot(error_XV, along_XV))
+        if number < NOISE:
+            own = gradient(error_XV)
+            squares.append(own @ own / square)
+    along, mean = np.array(jax.device_get(along), np.float64), gradient(total_XV / draws)
+    half, away = 2.576 * along.std() / np.sqrt(draws), float(jnp.sqrt(mean @ mean / square))
+    chance = float(jnp.sqrt(jnp.stack(squares).mean() / draws))
     return f"{along.mean():+.3%} ± {half:.3%} | {away:.2%} | {chance:.2%}"
 
 

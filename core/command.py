@@ -10,9 +10,9 @@ DESCRIPTION = """\
 Quintet pretrains language models, from raw documents to an evaluated model.
 
 Without a verb the whole recipe runs: train-classifier (where the config has documents for it), curate, tokenize,
-import (where it begins with a model), train, eval, report, export. Each stage writes into its own folder of the
-workdir. Run the same command again at any time: finished stages are skipped, an interrupted one continues, and one
-made from another config is refused.
+import (where it begins with a model), teach (where it learns from stored targets), train, eval, report, export. Each
+stage writes into its own folder of the workdir. Run the same command again at any time: finished stages are skipped,
+an interrupted one continues, and one made from another config is refused.
 """
 EXAMPLES = """\
 verbs:

@@ -8,6 +8,8 @@ import pytest
 from scipy import stats
 
 import launch
+from core.files import Stage
+from data.targets import TARGETS
 from lab import ROOT, smoke
 from scaling import compare
 from scaling.compare_text import shown_share
@@ -168,6 +170,20 @@ def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys, 
     assert {path.name for path in (workdir / "compare").iterdir()} >= {"compare.html", "final.png", "curves.png"}
     monkeypatch.setattr(compare, "train", None)
     assert race(workdir, corpus) == found  # nothing was trained
+
+
+def test_trials_find_the_stored_targets_of_the_workdir(finished, corpus, tmp_path, monkeypatch):
+    workdir, seen = prepared(finished, tmp_path), []
+    spec = {"teach": {"method": "sample"}, "tokens": []}
+    Stage(workdir / TARGETS, spec).finish([], {})
+
+    def look(run, folder, *, make_evaluate):
+        seen.append((folder / TARGETS).resolve())
+        quickly(run, folder, make_evaluate=make_evaluate)
+
+    monkeypatch.setattr(compare, "train", look)
+    race(workdir, corpus, "--config.objective.targets.weight=0.5")
+    assert set(seen) == {workdir / TARGETS}
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import pytest
 from core.errors import UserError
 from data.config import BatchConfig
 from model.config import ModelConfig
+from objectives.config import ObjectiveConfig, TargetsConfig
 from optim.config import OptimConfig
 from scaling import topology
-from train.config import TrainConfig
+from train.config import TeachConfig, TrainConfig
 from train.run import Run
 
 MODEL = ModelConfig(
@@ -47,6 +48,15 @@ def test_an_offloaded_optimizer_leaves_the_chip():
     moments = 2 * 4 * MODEL.num_parameters / 4
     assert moments < memory.host_argument_size_in_bytes < 1.4 * moments  # small arrays are padded
     assert memory.argument_size_in_bytes < moments
+
+
+@needs_libtpu
+def test_a_step_that_learns_from_stored_targets_takes_their_ids():
+    taught = ObjectiveConfig(targets=TargetsConfig(0.5))
+    run = dataclasses.replace(RUN, objective=taught, teach=TeachConfig(tokens=24))
+    lowered = topology.lower_step(run, "v5e:2x2")
+    _, batch = lowered.args_info[0]
+    assert batch.teacher_ids_BTk.shape == batch.teacher_probs_BTk.shape == (8, 256, 24)
 
 
 @needs_libtpu
