@@ -1,7 +1,7 @@
-"""Decoding with a cache of keys and values: prompts of different lengths at once, then a token a step.
+"""Decoding with a cache of keys and values: prompts of different lengths at once, then a loop on the device.
 
-One layer is one jitted function that all layers share, so that compiling takes as long as one layer, and no layer's
-weights are copied out of their stack at every token; XLA:CPU would do both in a scan, at twice the time a token.
+A round of the loop reads the newest token of every row and, where modules of the model draft, their drafts behind it:
+one pass of the trunk, which says how many of them stay and what follows. Without drafts that is a token a round.
 """
 
 import functools
@@ -15,133 +15,191 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding
 
 from core.errors import UserError
-from kernels.attention.api import attention
-from kernels.attention.cached import cached_attention
-from model import transformer
+from model import cache as cached
+from model import multi_token, transformer
+from model.cache import Cache, Layer, Weights
 from model.config import ModelConfig
+from model.draft import Memory, accept_drawn, accept_likeliest, draft, lookback, remember
 from model.position import Rotation, rotary_table
+from model.sample import Cuts, Sampling, keys_of, probabilities, sample
 
 
-class Cache(NamedTuple):
-    """Keys and values of one layer; slot s holds position s."""
+class Rows(NamedTuple):
+    """Texts that grow."""
 
-    k_BKHS: jax.Array
-    v_BKSH: jax.Array
+    tokens_BS: jax.Array  # up to the newest; behind it stands anything
+    start_B: jax.Array  # the length of the prompt
+    last_B: jax.Array  # the place of the newest token, which no cache holds yet
+    caches: list[Cache]
+    memory: Memory | None  # of the modules, where they draft
+    drafted: jax.Array
+    accepted: jax.Array
 
 
 class Decoder:
-    """A model ready to decode, its layers unstacked, for rows of up to `context` tokens.
+    """A model ready to decode, its layers unstacked, for rows of up to `context` tokens, with so many drafts a round.
 
-    It holds its own copy of the parameters in the dtype of the computation.
+    It holds its own copy of the parameters in the dtype of the computation, and counts its drafts.
     """
 
-    def __init__(self, config: ModelConfig, params: transformer.Params, context: int):
-        self.config, self.context = config, context
+    def __init__(self, config: ModelConfig, params: transformer.Params, context: int, drafts: int = 0):
+        require_drafts(config, drafts)
+        self.config, self.context, self.drafts = config, context, drafts
         sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
         self.mesh = sharding.mesh.abstract_mesh if isinstance(sharding, NamedSharding) else AbstractMesh((), ())
-        windows = transformer.window_of_layers(config, context)
-        self.layers = []
-        for i, uses_rope in enumerate(config.uses_rope):
-            own = jax.tree_util.tree_map_with_path(lambda path, a, i=i: _cast(path, a[i], config), params["layers"])
-            window = None if windows is None else jnp.asarray(windows[i])
-            self.layers.append((own, jnp.asarray(uses_rope), window))
-        # [D, V]: XLA:CPU multiplies a few rows by [V, D] at half the speed. A tied embedding is held once, so too.
-        self.outer = {"head_DV": transformer.head(config, params).T, "final_norm": params["final_norm"]}
-        if not config.tied_head:
-            self.outer["embedding"] = params["embedding"].astype(config.dtype)
+        self.weights = cached.unstack(config, params, context, drafts)
+        self.drafted = self.accepted = 0
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, list[Cache]]:
-        """Logits [B, V] after the last token of each prompt, and the caches that hold them.
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Rows:
+        """The prompts and a token behind each."""
+        logits_BV, rows = self.prefill(prompts)
+        tokens_B = sample(logits_BV, sampling.cuts(self.config.vocab_size), seed, rows.start_B * 0)
+        tokens_BS = rows.tokens_BS.at[jnp.arange(len(prompts)), rows.last_B].set(tokens_B)
+        return rows._replace(tokens_BS=tokens_BS)
+
+    def advance(self, rows: Rows, until_B: np.ndarray, sampling: Sampling, seed: int) -> Rows:
+        """Rows whose newest token stands at `until_B` at least, or `context` at most; `rows` is given up.
+
+        A row that is there already waits for the others. Its tokens depend on the seed and its number among rows.
+        """
+        cuts = sampling.cuts(self.config.vocab_size)
+        until_B = np.minimum(until_B, self.context).astype(np.int32)
+        with jax.sharding.use_abstract_mesh(self.mesh):
+            rows = _advance(self.config, self.weights, rows, until_B, cuts, seed)
+        self.drafted, self.accepted = self.drafted + int(rows.drafted), self.accepted + int(rows.accepted)
+        return rows
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, Rows]:
+        """Logits [B, V] after the last token of each prompt, and the rows that await one more.
 
         Prompts are padded to a power of two, so that few lengths are compiled.
         """
-        lengths = [len(prompt) for prompt in prompts]
-        if not min(lengths):
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        if not lengths.min():
             raise UserError("a prompt is empty; a model needs a token to begin with")
-        if max(lengths) > self.context:
+        if lengths.max() > self.context:
             raise UserError(
-                f"a prompt of {max(lengths):,} tokens is longer than the cache of {self.context:,}; shorten it, or "
+                f"a prompt of {lengths.max():,} tokens is longer than the cache of {self.context:,}; shorten it, or "
                 "raise eval.context"
             )
-        T = min(self.context, max(16, 1 << (max(lengths) - 1).bit_length()))
-        tokens_BT = np.zeros((len(prompts), T), np.int32)
-        for row, prompt in zip(tokens_BT, prompts):
+        T = min(self.context, max(16, 1 << (int(lengths.max()) - 1).bit_length()))
+        tokens_BS = np.zeros((len(prompts), self.context + self.drafts + 1), np.int32)
+        for row, prompt in zip(tokens_BS, prompts):
             row[: len(prompt)] = prompt
-        run = _compiled(self.config, self.context)
-        x_BTD, cos_BTR, sin_BTR = run.embed(self.outer, tokens_BT, np.arange(T)[None].repeat(len(prompts), 0))
-        caches = []
-        for params, uses_rope, window in self.layers:
-            with jax.sharding.use_abstract_mesh(self.mesh):  # where kernels look for what they run on
-                x_BTD, cache = run.fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window)
+        tokens_BT, caches = tokens_BS[:, :T], []
+        residual_BTD, *turn = _embed(self.config, self.weights.outer, tokens_BT)
+        with jax.sharding.use_abstract_mesh(self.mesh):  # where kernels look for what they run on
+            for layer in self.weights.layers:
+                residual_BTD, cache = _fill(self.config, self.context, layer, residual_BTD, turn)
+                caches.append(cache)
+            memory = self._recall(tokens_BS, lengths, residual_BTD, turn) if self.drafts else None
+        x_B1D = jnp.take_along_axis(residual_BTD, lengths[:, None, None] - 1, axis=1)
+        logits_BV = _logits(self.config, self.weights.outer, x_B1D)[:, 0]
+        start_B = jnp.asarray(lengths)
+        return logits_BV, Rows(jnp.asarray(tokens_BS), start_B, start_B + 0, caches, memory, 0, 0)
+
+    def _recall(self, tokens_BS: np.ndarray, lengths: np.ndarray, residual_BTD: jax.Array, turn: Any) -> Memory:
+        """What modules know after the prompts. Their newest places are computed again in the first round."""
+        caches, stream_BTD = [], residual_BTD
+        for number, layer in enumerate(self.weights.modules, 1):
+            ahead_BT = tokens_BS[:, number : residual_BTD.shape[1] + number]
+            given = residual_BTD, stream_BTD, ahead_BT
+            stream_BTD, cache = _fill_module(self.config, self.context, layer, self.weights.outer, *given, turn)
             caches.append(cache)
-        x_B1D = jnp.take_along_axis(x_BTD, np.array(lengths)[:, None, None] - 1, axis=1)
-        return run.logits(self.outer, x_B1D), caches
-
-    def step(self, caches: list[Cache], tokens_B: jax.Array, positions_B: np.ndarray) -> jax.Array:
-        """Logits [B, V] after one more token a row; `caches` are replaced in place."""
-        run = _compiled(self.config, self.context)
-        positions_B = np.minimum(positions_B, self.context - 1)
-        x_B1D, cos_B1R, sin_B1R = run.embed(self.outer, tokens_B[:, None], positions_B[:, None])
-        for i, (params, uses_rope, window) in enumerate(self.layers):
-            rotation = cos_B1R, sin_B1R, uses_rope
-            with jax.sharding.use_abstract_mesh(self.mesh):
-                x_B1D, caches[i] = run.extend(params, x_B1D, *rotation, window, caches[i], positions_B)
-        return run.logits(self.outer, x_B1D)
+        first_B = jnp.asarray(lengths) - 1 - lookback(self.config, self.drafts)
+        places_BW = first_B[:, None] + np.arange(lookback(self.config, self.drafts) + self.drafts + 1)
+        residual_BWD = jnp.take_along_axis(residual_BTD, places_BW[..., None], axis=1, mode="clip")
+        return Memory(caches, residual_BWD, first_B)
 
 
-def _cast(path: tuple[Any, ...], array: jax.Array, config: ModelConfig) -> jax.Array:
-    """Matrices in the dtype of the computation; norms and biases stay in float32, as in training."""
-    vector = path[-1].key == "scale" or path[-1].key.endswith("bias")
-    return array if vector else array.astype(config.dtype)
+def require_drafts(config: ModelConfig, drafts: int) -> None:
+    """Refuses drafts that no module of the model makes."""
+    modules = config.multi_token.modules
+    if drafts and not modules:
+        raise UserError(
+            f"eval.drafts={drafts} needs modules that predict further tokens, and this model has none: "
+            "it was trained without model.multi_token, or imported"
+        )
+    if drafts > modules:
+        raise UserError(
+            f"eval.drafts={drafts} is more than the {modules} modules of model.multi_token; set it to {modules} or less"
+        )
 
 
-class _Compiled(NamedTuple):
-    """The jitted parts of a model; each compiles once a shape."""
+@functools.partial(jax.jit, static_argnames="config")
+def _embed(config, outer, tokens_BT):
+    """The stream before the first layer, and the angles of positions from 0 on."""
+    B, T = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    return cached.embed(config, outer, tokens_BT), *rotary_table(positions_BT, config)
 
-    embed: Any
-    fill: Any
-    extend: Any
-    logits: Any
+
+@functools.partial(jax.jit, static_argnames=("config", "context"))
+def _fill(config: ModelConfig, context: int, layer: Layer, x_BTD, turn):
+    block, attend = nnx.merge(cached.block(config), layer.params), cached.filling(config, context, layer.window)
+    return block(x_BTD, Rotation(*turn, layer.uses_rope), attend)
 
 
-@functools.cache
-def _compiled(config: ModelConfig, context: int) -> _Compiled:
-    block = nnx.split(nnx.eval_shape(lambda: transformer.Transformer(config, nnx.Rngs(0)).layers))[0]
-    logits = {"scale": config.attention_scale, "soft_cap": config.attention_soft_cap}
+@functools.partial(jax.jit, static_argnames=("config", "context"))
+def _fill_module(config: ModelConfig, context: int, layer: Layer, outer, residual_BTD, stream_BTD, ahead_BT, turn):
+    module, x_BTD = nnx.merge(multi_token.graph(config), layer.params), residual_BTD
+    if config.multi_token.kind == "sequential":
+        x_BTD = module.join(stream_BTD, cached.embed(config, outer, ahead_BT))
+    return module(x_BTD, Rotation(*turn, layer.uses_rope), cached.filling(config, context, layer.window))
 
-    @jax.jit
-    def embed(outer, tokens_BT, positions_BT):
-        found, rows = outer, tokens_BT
-        if config.tied_head:
-            found = {"embedding": outer["head_DV"][:, tokens_BT.reshape(-1)].T}
-            rows = jnp.arange(tokens_BT.size).reshape(tokens_BT.shape)
-        return transformer.embed(config, found, rows), *rotary_table(positions_BT, config)
 
-    @jax.jit
-    def fill(params, x_BTD, cos_BTR, sin_BTR, uses_rope, window):
-        def attend(q_BTNH, k_BTKH, v_BTKH):
-            kernel = config.kernels.attention
-            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, window=window, **logits, implementation=kernel).out_BTNH
-            rest = ((0, 0), (0, context - k_BTKH.shape[1]), (0, 0), (0, 0))
-            k_BSKH, v_BSKH = jnp.pad(k_BTKH, rest), jnp.pad(v_BTKH, rest)
-            return out_BTNH, Cache(k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3))
+_logits = jax.jit(cached.logits, static_argnames="config")
 
-        return nnx.merge(block, params)(x_BTD, Rotation(cos_BTR, sin_BTR, uses_rope), attend)
 
-    @functools.partial(jax.jit, donate_argnames="cache")
-    def extend(params, x_B1D, cos_B1R, sin_B1R, uses_rope, window, cache, positions_B):
-        def attend(q_B1NH, k_B1KH, v_B1KH):
-            rows_B = jnp.arange(len(positions_B))
-            k_BKHS = cache.k_BKHS.at[rows_B, :, :, positions_B].set(k_B1KH[:, 0])
-            v_BKSH = cache.v_BKSH.at[rows_B, :, positions_B].set(v_B1KH[:, 0])
-            out_BNH = cached_attention(q_B1NH[:, 0], k_BKHS, v_BKSH, positions_B, window=window, **logits)
-            return out_BNH[:, None], Cache(k_BKHS, v_BKSH)
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="rows")
+def _advance(config: ModelConfig, weights: Weights, rows: Rows, until_B: jax.Array, cuts: Cuts, seed: int) -> Rows:
+    """Rounds until every row is there. Counts drafts from 0."""
+    rows = rows._replace(drafted=jnp.int32(0), accepted=jnp.int32(0))
+    a_round = functools.partial(_round, config, weights, until_B=until_B, cuts=cuts, seed=seed)
+    return jax.lax.while_loop(lambda rows: jnp.any(rows.last_B < until_B), a_round, rows)
 
-        return nnx.merge(block, params)(x_B1D, Rotation(cos_B1R, sin_B1R, uses_rope), attend)
 
-    @jax.jit
-    def to_logits(outer, x_B1D):
-        hidden_BD = transformer.final_norm(config, outer, x_B1D)[:, 0]
-        return transformer.final_cap(config, jnp.dot(hidden_BD, outer["head_DV"], preferred_element_type=jnp.float32))
+def _round(config: ModelConfig, weights: Weights, rows: Rows, until_B: jax.Array, cuts: Cuts, seed: int) -> Rows:
+    """A pass of the trunk. Rows that are there already compute the same again, and stay."""
+    tokens_BS, last_B, memory, M = rows.tokens_BS, rows.last_B, rows.memory, len(weights.modules)
+    number_B = last_B + 1 - rows.start_B
+    if M:  # a key for every draft and two for the rule, apart by one split: of one key, split and fold_in may be equal
+        keys_BX = jax.vmap(lambda key: jax.random.split(key, M + 2))(keys_of(seed, number_B))
+        drafted = draft(config, weights, memory, tokens_BS, last_B, functools.partial(_choose, cuts, keys_BX))
+        tokens_BS = drafted.tokens_BS
+    positions_BT = last_B[:, None] + jnp.arange(M + 1)
+    read_BT = jnp.take_along_axis(tokens_BS, positions_BT, axis=1)
+    residual_BTD, caches = cached.extend(config, weights, rows.caches, read_BT, positions_BT)
+    logits_BTV = cached.logits(config, weights.outer, residual_BTD)
+    going_B, fits_B, count_B = last_B < until_B, 0, jnp.zeros_like(last_B)
+    if not M:
+        next_B = sample(logits_BTV[:, 0], cuts, seed, number_B)
+    else:
+        context = caches[0].v_BKSH.shape[2]
+        fits_B = jnp.clip(context - 1 - last_B, 0, M)
+        count_B, next_B = _accept(cuts, logits_BTV, drafted.logits_BMV, read_BT[:, 1:], fits_B, keys_BX[:, M:])
+        kept = remember(config, memory, drafted.caches, last_B, residual_BTD)
+        memory = Memory(
+            kept.caches,
+            jnp.where(going_B[:, None, None], kept.residual_BWD, memory.residual_BWD),
+            jnp.where(going_B, kept.first_B, memory.first_B),
+        )
+    tokens_BS = tokens_BS.at[jnp.arange(len(last_B)), last_B + count_B + 1].set(next_B)
+    last_B = jnp.where(going_B, last_B + count_B + 1, last_B)
+    counted = (jnp.sum(jnp.where(going_B, count, 0)) for count in (fits_B, count_B))
+    drafted, accepted = (before + more for before, more in zip((rows.drafted, rows.accepted), counted))
+    return Rows(tokens_BS, rows.start_B, last_B, caches, memory, drafted, accepted)
 
-    return _Compiled(embed, fill, extend, to_logits)
+
+def _choose(cuts: Cuts, keys_BX: jax.Array, logits_BV: jax.Array, number: int) -> jax.Array:
+    """A draft of every row, as its own tokens would be chosen."""
+    if cuts.greedy:
+        return jnp.argmax(logits_BV, axis=-1)
+    return jax.vmap(jax.random.categorical)(keys_BX[:, number - 1], jnp.log(probabilities(logits_BV, cuts)))
+
+
+def _accept(cuts, logits_BTV, draft_logits_BMV, drafts_BM, fits_B, keys_B2):
+    if cuts.greedy:
+        return accept_likeliest(logits_BTV, drafts_BM, fits_B)
+    p_BTV, q_BMV = probabilities(logits_BTV, cuts), probabilities(draft_logits_BMV, cuts)
+    return accept_drawn(p_BTV, q_BMV, drafts_BM, fits_B, keys_B2)

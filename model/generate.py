@@ -1,11 +1,15 @@
 """Tokens from a model, a step at a time, for several prompts at once."""
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from model.decode import Decoder
-from model.sample import Sampling, sample
+from model.sample import Sampling
+
+MOST = 64  # steps computed at once
+BLINK = 0.05  # seconds; what takes longer is shown sooner
 
 
 def generate(
@@ -20,26 +24,26 @@ def generate(
     """Yields the next id of every prompt, up to `max_tokens` times; None once it has ended.
 
     A row ends with one of `stop_ids`, which is yielded, or when its cache is full; the token after the last that the
-    cache holds is still yielded. Equal arguments give equal ids.
+    cache holds is still yielded. Equal arguments give equal ids. Steps are computed several at once, up to what a
+    reader does not notice.
     """
     if max_tokens <= 0:
         return
-    logits_BV, caches = decoder.prefill(prompts)
     lengths_B = np.array([len(prompt) for prompt in prompts])
-    room_B = decoder.context - lengths_B
+    most_B = np.minimum(max_tokens, decoder.context + 1 - lengths_B)  # tokens that a row may get
     ended_B = np.zeros(len(prompts), bool)
-    tokens_B = sample(logits_BV, sampling, seed, 0)
+    rows = decoder.begin(prompts, sampling, seed)
+    tokens_BS, ready_B, ahead = np.asarray(rows.tokens_BS), np.ones(len(prompts), int), 1
     for number in range(max_tokens):
-        following_B = None
-        if number + 1 < max_tokens:  # the next step is under way while this one's ids are read
-            logits_BV = decoder.step(caches, tokens_B, lengths_B + number)
-            following_B = sample(logits_BV, sampling, seed, number + 1)
-        ids = np.asarray(tokens_B).tolist()
-        ended_B = ended_B | (number > room_B)
+        ended_B = ended_B | (number >= most_B)
         if ended_B.all():
             return
+        if (ready_B <= number)[~ended_B].any():
+            began = time.monotonic()
+            until_B = np.where(ended_B, 0, lengths_B - 1 + np.minimum(number + ahead, most_B))
+            rows = decoder.advance(rows, until_B, sampling, seed)
+            tokens_BS, ready_B = np.asarray(rows.tokens_BS), np.asarray(rows.last_B) + 1 - lengths_B
+            ahead = min(2 * ahead, MOST) if time.monotonic() - began < BLINK else max(ahead // 2, 1)
+        ids = tokens_BS[np.arange(len(prompts)), np.minimum(lengths_B + number, tokens_BS.shape[1] - 1)].tolist()
         yield [None if ended else token for ended, token in zip(ended_B, ids)]
         ended_B = ended_B | np.isin(ids, list(stop_ids))
-        if ended_B.all():
-            return
-        tokens_B = following_B

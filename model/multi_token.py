@@ -59,8 +59,19 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def _graph(config: ModelConfig) -> nnx.GraphDef:
+def graph(config: ModelConfig) -> nnx.GraphDef:
+    """A module without its arrays."""
     return nnx.split(nnx.eval_shape(lambda: Module(config, nnx.Rngs(0))))[0]
+
+
+def rotates(config: ModelConfig) -> bool:
+    """Whether modules rotate positions: where any layer does."""
+    return any(config.uses_rope)
+
+
+def window_of_modules(config: ModelConfig, length: int) -> jax.Array | None:
+    """How many tokens every module sees; None where it leaves out none of `length`."""
+    return jnp.int32(config.sliding_window) if 0 < config.sliding_window < length else None
 
 
 def one_after_another(
@@ -77,15 +88,14 @@ def one_after_another(
     `tokens_MBT` are, for each module, the tokens at the offset before the one that it predicts; parallel modules do
     not look at them. Leaves of `own` are stacked likewise.
     """
-    turn = Rotation(*rotary_table(row.positions_BT, config), jnp.array(any(config.uses_rope)))
-    length = residual_BTD.shape[1]
-    window = jnp.int32(config.sliding_window) if 0 < config.sliding_window < length else None
+    turn = Rotation(*rotary_table(row.positions_BT, config), jnp.array(rotates(config)))
+    window = window_of_modules(config, residual_BTD.shape[1])
     attend = attend_within(config, row.segment_ids_BT, window)
     sequential = config.multi_token.kind == "sequential"
 
     def step(before_BTD, scanned):
         layer, tokens_BT, of_module = scanned
-        module = nnx.merge(_graph(config), layer)
+        module = nnx.merge(graph(config), layer)
         x_BTD = residual_BTD
         if sequential:
             x_BTD = module.join(before_BTD, embed(config, params["embedding"], tokens_BT))

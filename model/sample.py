@@ -1,12 +1,14 @@
 """The next token from logits: greedy, or drawn at a temperature from the likeliest."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
 from core.config import require
+
+FEW = 64  # of the likeliest, sorted where top_k asks for no more
 
 
 @dataclass(frozen=True)
@@ -24,37 +26,68 @@ class Sampling:
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1")
         require(0 <= self.min_p <= 1, f"min_p={self.min_p} must lie between 0 and 1")
 
+    def cuts(self, V: int) -> "Cuts":
+        """The same for compiled functions, over V tokens."""
+        few = 0 < self.top_k <= FEW < V
+        sorts = self.top_k or self.top_p < 1
+        most = (FEW if few else V) if sorts else 0  # sorting costs more than all the rest
+        top_k = min(self.top_k or V, V)
+        return Cuts(self.temperature, top_k, self.top_p, self.min_p, self.temperature == 0, most)
 
-def sample(logits_BV: jax.Array, sampling: Sampling, seed: int, number: int) -> jax.Array:
-    """Token `number` of every row. A row's draw depends on seed, number and row, not on how many rows there are."""
-    if sampling.temperature == 0:
-        return _greedy(logits_BV)
-    V = logits_BV.shape[1]
-    most = min(1 << (sampling.top_k - 1).bit_length(), V) if sampling.top_k else 0  # so that few sizes are compiled
-    cuts = (min(sampling.top_k, V), sampling.top_p, sampling.min_p)
-    return _draw(logits_BV, sampling.temperature, *cuts, seed, number, most, sampling.top_p < 1)
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cuts:
+    """A `Sampling` inside compiled functions: numbers that may change, and the little that is compiled anew."""
+
+    temperature: jax.Array | float
+    top_k: jax.Array | int
+    top_p: jax.Array | float
+    min_p: jax.Array | float
+    greedy: bool = field(metadata={"static": True})
+    most: int = field(metadata={"static": True})  # how many of the likeliest are sorted; 0 is none
 
 
 @jax.jit
-def _greedy(logits_BV):
-    return jnp.argmax(logits_BV, axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames=("most", "nucleus"))
-def _draw(logits_BV, temperature, top_k, top_p, min_p, seed, number, most, nucleus):
-    """Sorting costs more than all the rest, so it is done only where a cut needs it."""
-    ids_BC, logits_BC = None, logits_BV / temperature
-    if most or nucleus:
-        logits_BC, ids_BC = jax.lax.top_k(logits_BC, most or logits_BV.shape[1])  # sorted
-    if most:
-        logits_BC = jnp.where(jnp.arange(most) < top_k, logits_BC, -jnp.inf)
-    if nucleus:
-        probs_BC = jax.nn.softmax(logits_BC, axis=-1)
-        before_BC = jnp.cumsum(probs_BC, axis=-1) - probs_BC
-        logits_BC = jnp.where(before_BC < top_p, logits_BC, -jnp.inf)
-    largest_B1 = jnp.max(logits_BC, axis=-1, keepdims=True)
-    logits_BC = jnp.where(logits_BC >= largest_B1 + jnp.log(min_p), logits_BC, -jnp.inf)  # log(0) cuts nothing
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(logits_BC)))
-    chosen_B = jax.vmap(jax.random.categorical)(keys_B, logits_BC)
+def sample(logits_BV: jax.Array, cuts: Cuts, seed: int, number_B: jax.Array) -> jax.Array:
+    """Token `number` of every row. A row's draw depends on seed, number and row, not on how many rows there are."""
+    if cuts.greedy:
+        return jnp.argmax(logits_BV, axis=-1)
+    logits_BC, ids_BC = kept(logits_BV, cuts)
+    chosen_B = jax.vmap(jax.random.categorical)(keys_of(seed, number_B), logits_BC)
     return chosen_B if ids_BC is None else jnp.take_along_axis(ids_BC, chosen_B[:, None], axis=1)[:, 0]
+
+
+def keys_of(seed: int, number_B: jax.Array) -> jax.Array:
+    """The key of every row's token `number`."""
+    rows_B = jnp.arange(len(number_B))
+    return jax.vmap(lambda number, row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), row))(
+        number_B, rows_B
+    )
+
+
+def kept(logits_XV: jax.Array, cuts: Cuts) -> tuple[jax.Array, jax.Array | None]:
+    """Logits at the temperature, -inf where a cut took them; sorted with the ids that they are of, or as they came."""
+    ids_XC, logits_XC = None, logits_XV / cuts.temperature
+    if cuts.most:
+        logits_XC, ids_XC = jax.lax.top_k(logits_XC, cuts.most)
+        logits_XC = jnp.where(jnp.arange(cuts.most) < cuts.top_k, logits_XC, -jnp.inf)
+        probs_XC = jax.nn.softmax(logits_XC, axis=-1)
+        before_XC = jnp.cumsum(probs_XC, axis=-1) - probs_XC
+        logits_XC = jnp.where((before_XC < cuts.top_p) | (cuts.top_p >= 1), logits_XC, -jnp.inf)
+    largest_X1 = jnp.max(logits_XC, axis=-1, keepdims=True)
+    logits_XC = jnp.where(logits_XC >= largest_X1 + jnp.log(cuts.min_p), logits_XC, -jnp.inf)  # log(0) cuts nothing
+    return logits_XC, ids_XC
+
+
+def probabilities(logits_XV: jax.Array, cuts: Cuts) -> jax.Array:
+    """Of every token to be drawn [..., V]; greedy, 1 for the likeliest."""
+    V = logits_XV.shape[-1]
+    if cuts.greedy:
+        return jax.nn.one_hot(jnp.argmax(logits_XV, axis=-1), V)
+    logits_XC, ids_XC = kept(logits_XV, cuts)
+    probs_XC = jax.nn.softmax(logits_XC, axis=-1)
+    if ids_XC is None:
+        return probs_XC
+    put = functools.partial(jnp.put_along_axis, axis=-1, inplace=False)
+    return put(jnp.zeros(logits_XV.shape), ids_XC, probs_XC)

@@ -96,13 +96,13 @@ def test_choice_is_logged_once(caplog):
 
 @pytest.mark.parametrize("options", [{}, {"soft_cap": 2.0, "scale": 0.7}, {"window": 5}, {"window": jnp.int32(30)}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_token_over_a_cache_gives_what_it_gives_in_its_row(options, dtype):
-    """The last token of rows of different lengths; slots behind it hold what an earlier row left there."""
+def test_tokens_over_a_cache_give_what_they_give_in_their_row(options, dtype):
+    """The last three of rows of different lengths; slots behind them hold what an earlier row left there."""
     (q, k, v, _), _ = inputs(3, 40, 6, 2, 16)
     q, k, v = (a.astype(dtype) for a in (q, k, v))
-    positions = np.array([0, 17, 39])
+    rows, positions = np.arange(3)[:, None], np.array([[0, 1, 2], [15, 16, 17], [37, 38, 39]])
     got = cached_attention(
-        q[np.arange(3), positions],
+        q[rows, positions],
         k.transpose(0, 2, 3, 1),
         v.transpose(0, 2, 1, 3),
         jnp.asarray(positions),
@@ -112,5 +112,5 @@ def test_a_token_over_a_cache_gives_what_it_gives_in_its_row(options, dtype):
     whole = reference.attention(q, k, v, None, scale, options.get("soft_cap"), options.get("window"))[0]
     assert got.dtype == dtype
     bound = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
-    want = whole[np.arange(3), positions].astype(jnp.float32)
+    want = whole[rows, positions].astype(jnp.float32)
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=bound, rtol=bound)

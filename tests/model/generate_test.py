@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from decode_lab import read
 from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder
 from model.generate import generate
-from model.sample import Sampling, _draw, sample
+from model.sample import Sampling, probabilities, sample
 
 CONFIG = ModelConfig(
     vocab_size=32, num_layers=4, d_model=32, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, init_std=0.5,
@@ -42,17 +43,20 @@ def logits_by_hand(params, ids):
     return transformer.logits(CONFIG, params, hidden[0])
 
 
-def test_the_cache_gives_the_logits_of_the_whole_row(params, decoder):
-    """Prefill at odd lengths, then a step a token, for rows of different lengths at once."""
+@pytest.mark.parametrize("several", [1, 4])
+def test_the_cache_gives_the_logits_of_the_whole_row(params, decoder, several):
+    """Prefill at odd lengths, then one or several tokens at once, for rows of different lengths."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 32, CONTEXT).tolist() for _ in range(3)]
     starts = np.array([1, 7, 17])
     whole = np.stack([logits_by_hand(params, row) for row in rows])
-    logits, caches = decoder.prefill([row[:start] for row, start in zip(rows, starts)])
-    for number in range(20):
-        np.testing.assert_allclose(logits, whole[np.arange(3), starts + number - 1], atol=2e-5)
-        tokens = jnp.array([row[start + number] for row, start in zip(rows, starts)])
-        logits = decoder.step(caches, tokens, starts + number)
+    logits, begun = decoder.prefill([row[:start] for row, start in zip(rows, starts)])
+    np.testing.assert_allclose(logits, whole[np.arange(3), starts - 1], atol=2e-5)
+    caches = begun.caches
+    for number in range(0, 20, several):
+        positions = starts[:, None] + np.arange(number, number + several)
+        logits, caches = read(decoder, caches, np.take_along_axis(np.array(rows), positions, 1), positions)
+        np.testing.assert_allclose(logits, whole[np.arange(3)[:, None], positions], atol=2e-5)
 
 
 def test_greedy_takes_the_likeliest_whoever_else_is_in_the_batch(params, decoder):
@@ -86,11 +90,11 @@ def test_sampling_is_a_function_of_the_seed_and_the_row(decoder):
 
 def test_few_cuts_are_compiled():
     """Whoever asks for every top_k in turn, as a client may, does not have each compiled."""
-    logits = jnp.zeros((1, 32))
-    before = _draw._cache_size()
-    for top_k in range(1, 100):
-        sample(logits, Sampling(1.0, top_k=top_k, min_p=0.01), 0, 0)
-    assert _draw._cache_size() - before <= 6
+    logits, first = jnp.zeros((1, 200)), jnp.zeros(1, int)
+    before = sample._cache_size()
+    for top_k in range(100):
+        sample(logits, Sampling(0.5 + top_k, top_k=top_k, min_p=0.01).cuts(200), 0, first)
+    assert sample._cache_size() - before <= 3
 
 
 @pytest.mark.parametrize("cut", [Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(2.0, min_p=1.0)])
@@ -128,7 +132,9 @@ def test_sampling_follows_the_distribution(sampling):
     """20,000 draws: each frequency within 5 standard deviations of its probability, and nothing that was cut."""
     draws, logits = 20_000, np.random.default_rng(1).normal(size=32) * 2
     want = expected(logits, sampling)
-    chosen = sample(jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, 32)), sampling, 0, 0)
+    logits = jnp.asarray(logits, jnp.float32)
+    np.testing.assert_allclose(probabilities(logits, sampling.cuts(32)), want, atol=1e-6)
+    chosen = sample(jnp.broadcast_to(logits, (draws, 32)), sampling.cuts(32), 0, jnp.zeros(draws, int))
     frequency = np.bincount(chosen, minlength=32) / draws
     assert (frequency[want == 0] == 0).all()
     assert (np.abs(frequency - want) < 5 * np.sqrt(want * (1 - want) / draws) + 1e-4).all()
@@ -155,10 +161,11 @@ def test_bfloat16_through_the_cache_is_as_near_to_float32_as_a_whole_row():
         return transformer.logits(config, params, output.hidden_BTD[0])
 
     decoder = Decoder(config, params, CONTEXT)
-    logits, caches = decoder.prefill([ids[:1]])
-    found = [logits]
+    logits, begun = decoder.prefill([ids[:1]])
+    found, caches = [logits], begun.caches
     for position, token in enumerate(ids[1:], 1):
-        found.append(decoder.step(caches, jnp.array([token]), np.array([position])))
+        logits, caches = read(decoder, caches, [[token]], [[position]])
+        found.append(logits[:, 0])
     exact = whole_row(dataclasses.replace(config, dtype="float32"))
     off = [np.linalg.norm(a - exact) / np.linalg.norm(exact) for a in (np.concatenate(found), whole_row(config))]
     assert off[0] < 1.3 * off[1] < 0.04

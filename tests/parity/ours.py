@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from decode_lab import read
 from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder
@@ -50,10 +51,11 @@ def our_packed(config: ModelConfig, params: dict, documents: list[list[int]], pa
 
 def our_cached(decoder: Decoder, ids: list[int]) -> np.ndarray:
     """Of one document fed through the cache one by one after its first."""
-    logits_1V, caches = decoder.prefill([ids[:1]])
-    found = [logits_1V]
+    logits_1V, rows = decoder.prefill([ids[:1]])
+    found, caches = [logits_1V], rows.caches
     for position, token in enumerate(ids[1:], 1):
-        found.append(decoder.step(caches, jnp.array([token]), np.array([position])))
+        logits_11V, caches = read(decoder, caches, [[token]], [[position]])
+        found.append(logits_11V[:, 0])
     return np.concatenate(found).astype(np.float32)
 
 
