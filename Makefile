@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 GPU_PYTHON ?= python3
 
-.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-pipeline bench-pod bench-curate bench-extract bench-minhash bench-scale bench-gpu kernel-card bench-targets bench-first-loss parity clean
+.PHONY: help quickstart test test-slow chaos lint format bench-cpu bench-decode bench-speculative bench-pipeline bench-pod bench-curate bench-extract bench-minhash bench-scale bench-gpu kernel-card bench-targets bench-first-loss parity clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ bench-cpu: $(VENV)-parity/ready ## training throughput beside the same model in 
 
 bench-decode: $(VENV)-parity/ready ## tokens a second of greedy decoding beside transformers.generate
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/decode.py --peer-python=$(VENV)-parity/bin/python
+
+bench-speculative: $(VENV)/test ## greedy decoding with drafts by the model's own modules beside decoding without (trains two quickstarts)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_PLATFORMS=cpu $(BIN)/python benchmarks/speculative.py
 
 bench-pipeline: $(VENV)-parity/ready ## tokens a second from shards to batches beside Grain and PyTorch's DataLoader
 	$(BIN)/python benchmarks/pipeline.py --peer-python=$(VENV)-parity/bin/python

@@ -100,7 +100,7 @@ def open_completer(config: EvalConfig, run: Run, workdir: Path, *, chat: bool) -
     """The newest checkpoint of a workdir, ready to write; for a `chat` with its template."""
     template = open_chat_template(workdir) if chat else None
     params, _ = load_params(run, workdir)
-    decoder = Decoder(run.model, params, config.context or run.row_length)
+    decoder = Decoder(run.model, params, config.context or run.row_length, config.drafts)
     return Completer(decoder, open_tokenizer(workdir), template)
 
 

@@ -21,6 +21,9 @@ class EvalConfig:
     top_k: int = 50  # 0 is all
     top_p: float = 1.0
     min_p: float = 0.0
+    drafts: int = (
+        0  # tokens a pass of the trunk that modules of model.multi_token draft; the texts are the same without
+    )
 
     def __post_init__(self):
         require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")
@@ -28,6 +31,7 @@ class EvalConfig:
         for name in ("quick_bytes", "sample_tokens", "prompt_tokens"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         require(self.samples >= 0, f"samples={self.samples} must be 0 or more")
+        require(self.drafts >= 0, f"drafts={self.drafts} must be 0 or more")
         require(self.context >= 0, f"context={self.context} must be 0 or more")
         Sampling(self.temperature, self.top_k, self.top_p, self.min_p)  # refuses what cannot be
 

@@ -51,6 +51,8 @@ def write(
             writer.answer(_messages(system, [{"role": "user", "content": prompt}]))
         else:
             writer.continue_text(prompt or "")
+    if config.drafts:
+        writer.tell_acceptance()
 
 
 class Writer:
@@ -85,6 +87,11 @@ class Writer:
                 say("\n(cut short: the cache is full, or --max-tokens reached)")
         self._show("\n")
         return "".join(said)
+
+    def tell_acceptance(self) -> None:
+        """Of all drafts so far."""
+        drafted, accepted = self.completer.decoder.drafted, self.completer.decoder.accepted
+        say(f"{accepted:,} of {drafted:,} drafts accepted ({accepted / max(drafted, 1):.0%})")
 
     def _show(self, text: str) -> None:
         sys.stdout.write(CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text)

@@ -122,7 +122,7 @@ def require_drafts(config: ModelConfig, drafts: int) -> None:
         )
     if drafts > modules:
         raise UserError(
-            f"eval.drafts={drafts} is more than the {modules} modules of model.multi_token; set it to {modules} or less"
+            f"eval.drafts={drafts} is more than the {modules} modules of model.multi_token, which is the most"
         )
 
 
@@ -161,34 +161,48 @@ def _advance(config: ModelConfig, weights: Weights, rows: Rows, until_B: jax.Arr
 
 def _round(config: ModelConfig, weights: Weights, rows: Rows, until_B: jax.Array, cuts: Cuts, seed: int) -> Rows:
     """A pass of the trunk. Rows that are there already compute the same again, and stay."""
-    tokens_BS, last_B, memory, M = rows.tokens_BS, rows.last_B, rows.memory, len(weights.modules)
-    number_B = last_B + 1 - rows.start_B
-    if M:  # a key for every draft and two for the rule, apart by one split: of one key, split and fold_in may be equal
-        keys_BX = jax.vmap(lambda key: jax.random.split(key, M + 2))(keys_of(seed, number_B))
-        drafted = draft(config, weights, memory, tokens_BS, last_B, functools.partial(_choose, cuts, keys_BX))
-        tokens_BS = drafted.tokens_BS
-    positions_BT = last_B[:, None] + jnp.arange(M + 1)
+    if weights.modules:
+        return _drafted_round(config, weights, rows, until_B, cuts, seed)
+    logits_BTV, _, caches = _read(config, weights, rows, rows.tokens_BS, 1)
+    next_B = sample(logits_BTV[:, 0], cuts, seed, rows.last_B + 1 - rows.start_B)
+    return _grow(rows._replace(caches=caches), next_B, 0, rows.last_B < until_B)
+
+
+def _drafted_round(config, weights, rows, until_B, cuts, seed):
+    M, going_B, memory = len(weights.modules), rows.last_B < until_B, rows.memory
+    # For every draft, and two for the rule. All from one split: keys of a split and of `fold_in` may be the same.
+    keys_BX = jax.vmap(lambda key: jax.random.split(key, M + 2))(keys_of(seed, rows.last_B + 1 - rows.start_B))
+    drafted = draft(config, weights, memory, rows.tokens_BS, rows.last_B, functools.partial(_choose, cuts, keys_BX))
+    logits_BTV, residual_BTD, caches = _read(config, weights, rows, drafted.tokens_BS, M + 1)
+    room_B = jnp.clip(caches[0].v_BKSH.shape[2] - 1 - rows.last_B, 0, M)
+    drafts_BM = jnp.take_along_axis(drafted.tokens_BS, rows.last_B[:, None] + 1 + jnp.arange(M), axis=1)
+    if cuts.greedy:
+        count_B, next_B = accept_likeliest(logits_BTV, drafts_BM, room_B)
+    else:
+        p_BTV, q_BMV = probabilities(logits_BTV, cuts), probabilities(drafted.logits_BMV, cuts)
+        count_B, next_B = accept_drawn(p_BTV, q_BMV, drafts_BM, room_B, keys_BX[:, M:])
+    known = remember(config, memory, drafted.caches, rows.last_B, residual_BTD)
+    residual_BWD = jnp.where(going_B[:, None, None], known.residual_BWD, memory.residual_BWD)
+    known = Memory(known.caches, residual_BWD, jnp.where(going_B, known.first_B, memory.first_B))
+    offered, taken = (jnp.sum(jnp.where(going_B, number_B, 0)) for number_B in (room_B, count_B))
+    counts = {"drafted": rows.drafted + offered, "accepted": rows.accepted + taken}
+    rows = rows._replace(tokens_BS=drafted.tokens_BS, caches=caches, memory=known, **counts)
+    return _grow(rows, next_B, count_B, going_B)
+
+
+def _read(config: ModelConfig, weights: Weights, rows: Rows, tokens_BS: jax.Array, several: int) -> Any:
+    """Logits and the trunk's last residual stream at the newest token and those behind it, and the caches then."""
+    positions_BT = rows.last_B[:, None] + jnp.arange(several)
     read_BT = jnp.take_along_axis(tokens_BS, positions_BT, axis=1)
     residual_BTD, caches = cached.extend(config, weights, rows.caches, read_BT, positions_BT)
-    logits_BTV = cached.logits(config, weights.outer, residual_BTD)
-    going_B, fits_B, count_B = last_B < until_B, 0, jnp.zeros_like(last_B)
-    if not M:
-        next_B = sample(logits_BTV[:, 0], cuts, seed, number_B)
-    else:
-        context = caches[0].v_BKSH.shape[2]
-        fits_B = jnp.clip(context - 1 - last_B, 0, M)
-        count_B, next_B = _accept(cuts, logits_BTV, drafted.logits_BMV, read_BT[:, 1:], fits_B, keys_BX[:, M:])
-        kept = remember(config, memory, drafted.caches, last_B, residual_BTD)
-        memory = Memory(
-            kept.caches,
-            jnp.where(going_B[:, None, None], kept.residual_BWD, memory.residual_BWD),
-            jnp.where(going_B, kept.first_B, memory.first_B),
-        )
-    tokens_BS = tokens_BS.at[jnp.arange(len(last_B)), last_B + count_B + 1].set(next_B)
-    last_B = jnp.where(going_B, last_B + count_B + 1, last_B)
-    counted = (jnp.sum(jnp.where(going_B, count, 0)) for count in (fits_B, count_B))
-    drafted, accepted = (before + more for before, more in zip((rows.drafted, rows.accepted), counted))
-    return Rows(tokens_BS, rows.start_B, last_B, caches, memory, drafted, accepted)
+    return cached.logits(config, weights.outer, residual_BTD), residual_BTD, caches
+
+
+def _grow(rows: Rows, next_B: jax.Array, count_B: jax.Array | int, going_B: jax.Array) -> Rows:
+    """With so many of the drafts and a token behind them, where a row is going on."""
+    newest_B = rows.last_B + count_B + 1
+    tokens_BS = rows.tokens_BS.at[jnp.arange(len(newest_B)), newest_B].set(next_B)
+    return rows._replace(tokens_BS=tokens_BS, last_B=jnp.where(going_B, newest_B, rows.last_B))
 
 
 def _choose(cuts: Cuts, keys_BX: jax.Array, logits_BV: jax.Array, number: int) -> jax.Array:
@@ -196,10 +210,3 @@ def _choose(cuts: Cuts, keys_BX: jax.Array, logits_BV: jax.Array, number: int) -
     if cuts.greedy:
         return jnp.argmax(logits_BV, axis=-1)
     return jax.vmap(jax.random.categorical)(keys_BX[:, number - 1], jnp.log(probabilities(logits_BV, cuts)))
-
-
-def _accept(cuts, logits_BTV, draft_logits_BMV, drafts_BM, fits_B, keys_B2):
-    if cuts.greedy:
-        return accept_likeliest(logits_BTV, drafts_BM, fits_B)
-    p_BTV, q_BMV = probabilities(logits_BTV, cuts), probabilities(draft_logits_BMV, cuts)
-    return accept_drawn(p_BTV, q_BMV, drafts_BM, fits_B, keys_B2)

@@ -1,12 +1,13 @@
 """Drafts of the next tokens by the modules of `multi_token`, and the rule by which the trunk takes or leaves them.
 
-Module k drafts the token at offset k + 1 from the place before the newest token, the trunk's last residual stream there
-being known: so its draft is k tokens beyond the newest. Its block attends to earlier places through a cache of its own,
-which holds what training would have put there. A sequential module k reads the token k places ahead, so its entries of
-the k - 1 newest places rest on drafts; they are made again in the next round, when the tokens are known.
+Module k drafts the token k places beyond the newest, from the place before the newest: there the trunk's last
+residual stream is known. Its block attends to earlier places through a cache of its own, which holds what training
+would have put there. A sequential module k reads the token k places ahead, so its entries of the newest k - 1 places
+rest on drafts; they are made again in the next round, when the tokens are known.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,21 @@ from model.cache import Cache, Weights, embed, over, to_vocabulary
 from model.config import ModelConfig
 from model.position import Rotation, rotary_table
 
+Choose = Callable[
+    [jax.Array, int], jax.Array
+]  # (logits [B, V], the module's number from 1 on) to a token of every row
+
 
 class Memory(NamedTuple):
     """What modules keep of rows."""
 
     caches: list[Cache]
-    residual_BWD: jax.Array  # the trunk's, at W places from `first_B` on, up to the one before the newest token
+    residual_BWD: jax.Array  # the trunk's, at W places from `first_B` on; up to the newest token's they count
     first_B: jax.Array
 
 
 class Drafted(NamedTuple):
-    """Tokens with M drafts behind the newest, what they were drawn from, and the caches of the modules."""
+    """Tokens with M drafts behind the newest, their logits, and the modules' caches."""
 
     tokens_BS: jax.Array
     logits_BMV: jax.Array
@@ -40,9 +45,9 @@ def lookback(config: ModelConfig, drafts: int) -> int:
 
 
 def draft(
-    config: ModelConfig, weights: Weights, memory: Memory, tokens_BS: jax.Array, last_B: jax.Array, choose: Any
+    config: ModelConfig, weights: Weights, memory: Memory, tokens_BS: jax.Array, last_B: jax.Array, choose: Choose
 ) -> Drafted:
-    """A draft of each module; `choose` makes of logits [B, V] and the number of the module a token of every row."""
+    """A draft of each module, behind the newest tokens, which stand at `last_B`."""
     caches, logits, (B, W, _) = [], [], memory.residual_BWD.shape
     rows_B, context = jnp.arange(B), memory.caches[0].v_BKSH.shape[2]
     places_BW = memory.first_B[:, None] + jnp.arange(W)
@@ -63,8 +68,10 @@ def draft(
     return Drafted(tokens_BS, jnp.stack(logits, 1), caches)
 
 
-def remember(config: ModelConfig, memory: Memory, caches: list[Cache], last_B: jax.Array, residual_BTD: jax.Array):
-    """With the streams of a round, at T places from `last_B` on."""
+def remember(
+    config: ModelConfig, memory: Memory, caches: list[Cache], last_B: jax.Array, residual_BTD: jax.Array
+) -> Memory:
+    """What the next round starts from: the streams that the trunk computed at T places from `last_B` on."""
     before = lookback(config, len(caches))
     kept_B = (last_B - before - memory.first_B)[:, None, None] + jnp.arange(before)[None, :, None]
     old_BPD = jnp.take_along_axis(memory.residual_BWD, kept_B, axis=1)

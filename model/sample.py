@@ -1,6 +1,5 @@
 """The next token from logits: greedy, or drawn at a temperature from the likeliest."""
 
-import functools
 from dataclasses import dataclass, field
 
 import jax
@@ -60,14 +59,12 @@ def sample(logits_BV: jax.Array, cuts: Cuts, seed: int, number_B: jax.Array) -> 
 
 def keys_of(seed: int, number_B: jax.Array) -> jax.Array:
     """The key of every row's token `number`."""
-    rows_B = jnp.arange(len(number_B))
-    return jax.vmap(lambda number, row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), row))(
-        number_B, rows_B
-    )
+    keys_B = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(number_B)
+    return jax.vmap(jax.random.fold_in)(keys_B, jnp.arange(len(number_B)))
 
 
 def kept(logits_XV: jax.Array, cuts: Cuts) -> tuple[jax.Array, jax.Array | None]:
-    """Logits at the temperature, -inf where a cut took them; sorted with the ids that they are of, or as they came."""
+    """Logits at the temperature, -inf where a cut took them; sorted, with their ids, or as they came, with None."""
     ids_XC, logits_XC = None, logits_XV / cuts.temperature
     if cuts.most:
         logits_XC, ids_XC = jax.lax.top_k(logits_XC, cuts.most)
@@ -81,13 +78,9 @@ def kept(logits_XV: jax.Array, cuts: Cuts) -> tuple[jax.Array, jax.Array | None]
 
 
 def probabilities(logits_XV: jax.Array, cuts: Cuts) -> jax.Array:
-    """Of every token to be drawn [..., V]; greedy, 1 for the likeliest."""
-    V = logits_XV.shape[-1]
-    if cuts.greedy:
-        return jax.nn.one_hot(jnp.argmax(logits_XV, axis=-1), V)
+    """Of every token to be drawn [..., V]; not of greedy cuts, where nothing is drawn."""
     logits_XC, ids_XC = kept(logits_XV, cuts)
     probs_XC = jax.nn.softmax(logits_XC, axis=-1)
     if ids_XC is None:
         return probs_XC
-    put = functools.partial(jnp.put_along_axis, axis=-1, inplace=False)
-    return put(jnp.zeros(logits_XV.shape), ids_XC, probs_XC)
+    return jnp.put_along_axis(jnp.zeros(logits_XV.shape), ids_XC, probs_XC, axis=-1, inplace=False)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,31 +36,39 @@ class Script:
     """Stands for `model.decode.Decoder`: the token after a prompt is the script's first, whatever came before."""
 
     context = CONTEXT
+    drafted, accepted = 8, 6
 
     def __init__(self, *scripts: str, pause: float = 0.0):
         """One script a row; the last serves for further rows, and is repeated without end."""
         tokens = [ByteTokens().encode(script, special=True) for script in scripts]
         self.tokens, self.pause, self.steps = tokens, pause, 0
 
-    def prefill(self, prompts):
+    def begin(self, prompts, *_):
         if max(map(len, prompts)) > self.context:
             raise UserError(
                 f"a prompt of {max(map(len, prompts))} tokens is longer than the cache; raise eval.context"
             )
-        self.lengths, self.prompts = np.array(list(map(len, prompts))), prompts
-        return self._logits(self.lengths), []
-
-    def step(self, _caches, _tokens, positions):
-        time.sleep(self.pause)
-        self.steps += 1
-        return self._logits(positions + 1)
-
-    def _logits(self, positions):
-        logits = np.full((len(positions), ByteTokens.vocab_size), -1e9, np.float32)
-        for row, number in enumerate(positions - self.lengths):
+        self.prompts, tokens_BS = prompts, np.zeros((len(prompts), self.context + 1), int)
+        for row, (tokens_S, prompt) in enumerate(zip(tokens_BS, prompts)):
             script = self.tokens[min(row, len(self.tokens) - 1)]
-            logits[row, script[number % len(script)]] = 0
-        return logits
+            tokens_S[: len(prompt)] = prompt
+            tokens_S[len(prompt) :] = np.resize(script, self.context + 1 - len(prompt))
+        return Written(tokens_BS, np.array(list(map(len, prompts))))
+
+    def advance(self, rows, until_B, *_):
+        """A step is a token of every row."""
+        while (rows.last_B < until_B).any():
+            time.sleep(self.pause)
+            self.steps += 1
+            rows = rows._replace(last_B=rows.last_B + (rows.last_B < until_B))
+        return rows
+
+
+class Written(NamedTuple):
+    """Stands for `model.decode.Rows`."""
+
+    tokens_BS: np.ndarray
+    last_B: np.ndarray
 
 
 def completer(*scripts: str, pause: float = 0.0) -> Completer:

@@ -299,14 +299,16 @@ def test_what_is_under_way_at_the_end_is_cut_after_a_grace(start, monkeypatch):
 def test_a_bug_is_told_and_the_next_request_served(start, monkeypatch):
     service, port = start("x")
     with monkeypatch.context() as broken:
-        broken.setattr(service.completer.decoder, "step", lambda *_: 1 // 0)
+        broken.setattr(service.completer.decoder, "advance", lambda *_: 1 // 0)
         status, reply = post(port, {"prompt": "a"})
         assert (status, reply["error"]["type"]) == (500, "server_error")
         assert "ZeroDivisionError" in reply["error"]["message"]
-    steps = service.completer.decoder.step
+    advance = service.completer.decoder.advance
     with monkeypatch.context() as broken:  # in the middle of a stream: it breaks off, and no end is claimed
         broken.setattr(
-            service.completer.decoder, "step", lambda *a: steps(*a) if service.completer.decoder.steps < 5 else 1 // 0
+            service.completer.decoder,
+            "advance",
+            lambda *a: advance(*a) if service.completer.decoder.steps < 5 else 1 // 0,
         )
         reply = open_stream(port).getresponse()
         with pytest.raises(http.client.IncompleteRead) as seen:

@@ -43,6 +43,13 @@ def test_text_is_the_prompt_and_what_follows(capsys):
     assert capsys.readouterr() == ("hä ölt\n", "")
 
 
+def test_the_acceptance_is_told_apart_from_the_text(capsys):
+    made = writer("b</s>")
+    made.continue_text("a")
+    made.tell_acceptance()
+    assert capsys.readouterr() == ("ab\n", "6 of 8 drafts accepted (75%)\n")
+
+
 def test_turns_are_remembered_until_cleared(capsys, typed):
     made = writer("fine<|im_end|>")
     typed("how?", "  and you?  ", "/clear", "anew")

@@ -35,7 +35,7 @@ def model(kind, tied=True):
     """No scale is 1, so that each counts."""
     tokens = MultiToken("sequential" if kind == "one" else kind, 4)
     config = dataclasses.replace(CONFIG, multi_token=tokens, tied_head=tied)
-    random = np.random.default_rng(4)
+    random = np.random.default_rng(1)
     return config, jax.tree.map(
         lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32), transformer.abstract(config)
     )
@@ -78,7 +78,13 @@ def logits_by_training(config, params, tokens_BS):
     residual_BTD = transformer.apply(config, params, tokens_BT, *row).residual_BTD
     ahead_MBT = jnp.stack([jnp.pad(tokens_BS, ((0, 0), (0, 3)))[:, k : T + k] for k in (1, 2, 3)])
     return one_after_another(
-        config, params, residual_BTD, ahead_MBT, row, lambda hidden, _: transformer.logits(config, params, hidden), None
+        config,
+        params,
+        residual_BTD,
+        ahead_MBT,
+        row,
+        lambda hidden, _: transformer.logits(config, params, hidden),
+        None,
     )
 
 
@@ -171,7 +177,7 @@ def exact(kind, prompt, sampling, length):
 
 def test_drafts_that_nobody_makes_are_refused():
     config, params = model("parallel")
-    with pytest.raises(UserError, match="eval.drafts=4 is more than the 3 modules of model.multi_token"):
+    with pytest.raises(UserError, match=r"eval\.drafts=4 is more than the 3 modules"):
         Decoder(config, params, CONTEXT, 4)
     with pytest.raises(UserError, match="needs modules that predict further tokens, and this model has none"):
         Decoder(CONFIG, {name: leaf for name, leaf in params.items() if name != "multi_token"}, CONTEXT, 1)

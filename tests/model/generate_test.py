@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_lab import read
 
 from core.errors import UserError
-from decode_lab import read
 from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from decode_lab import read
+
 from model import transformer
 from model.config import ModelConfig
 from model.decode import Decoder
