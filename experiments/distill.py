@@ -9,7 +9,8 @@ each variant, over shares of the steps that are whole schedules. One student alo
     python launch.py --config=experiments/distill.py --workdir=runs/student
 
 Expected time: 5 minutes for the first command on two CPU cores, half a minute for each run of the second.
-Expected result: the student with its teacher's distributions ends below the one without in 0.7 of the steps.
+Expected result: the student with its teacher's distributions ends below the one without in 0.7 of the steps. That is
+the aim; it is not measured yet.
 """
 
 from ml_collections import ConfigDict

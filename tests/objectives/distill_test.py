@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import plain_transformer
+from core.config import parse
+from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
 from objectives.build import build
 from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, ObjectiveConfig
 from objectives.interface import mean
+from objectives.transfer import spread
 from objectives_lab import make_batch
 
 STUDENT = ModelConfig(
@@ -136,8 +139,35 @@ def test_soft_caps_of_both_are_applied_before_the_temperature():
         ({"weight": ((0.0, 0.5), (1.0, 2.0))}, "must be at most 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"temperature": float("inf")}, "temperature=inf must be positive"),
+        ({"features": FeaturesConfig(1.0)}, "attention and features need a teacher"),
+        ({"teacher": "t", "weight": 0.0}, "a teacher needs a weight above 0 somewhere"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FeaturesConfig(-1.0), r"weight=-1.0 must be 0 or more"),
+        (lambda: AttentionConfig(values=float("nan")), r"values=nan must be 0 or more"),
+        (lambda: AttentionConfig(layers=((1, 1),)), r"layers=\(\(1, 1\),\) need a weight above 0"),
+        (lambda: FeaturesConfig(1.0, ((1, 2), (1, 2))), "names a pair twice"),
+    ],
+)
+def test_weights_and_layers_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(UserError, match=r"objective.distill.divergence='forward' is not a choice"):
+        parse(ObjectiveConfig, {"distill": {"divergence": "forward"}}, "objective")
+
+
+def test_layers_spread_over_both_depths():
+    assert spread(2, 4) == ((1, 2), (2, 4))
+    assert spread(1, 36) == ((1, 36),)
+    assert spread(12, 36) == ((3, 9), (6, 18), (9, 27), (12, 36))
