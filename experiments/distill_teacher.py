@@ -3,7 +3,7 @@
     python launch.py --config=experiments/distill_teacher.py --workdir=runs/distill
 
 Expected time: 5 minutes on two CPU cores.
-Expected result: about 1.6 held-out bits per byte, by the quickstart's 1.54 with twice the vocabulary; not measured yet.
+Expected result: about 1.6 held-out bits per byte; the quickstart, of twice the vocabulary, has 1.54. Not measured.
 """
 
 from ml_collections import ConfigDict
