@@ -80,9 +80,8 @@ def build(
 ) -> Total:
     """The next token, and what the config adds to it; `temperature` is that of stored targets."""
     distill = config.distill if teacher is not None else DistillConfig(weight=0.0)
-    objectives: list[Objective] = [NextToken(config.z_loss, distill.weight)]
-    if config.targets.asked:
-        objectives = [StoredTargets(config.targets.weight, temperature, config.z_loss)]
+    taught = StoredTargets(config.targets.weight, temperature, config.z_loss)
+    objectives: list[Objective] = [taught if config.targets.asked else NextToken(config.z_loss, distill.weight)]
     if model.multi_token.modules:
         objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight))
     if config.multi_token.trunk:

@@ -12,7 +12,7 @@ from objectives.schedule import Weight, largest, require_weight
 class TargetsConfig:
     """How much a teacher's stored distributions count: `config.objective.targets`; `config.teach` says whose."""
 
-    # Of the teacher's cross-entropy; what it lacks to 1 is that of the next token's. 0: no teacher.
+    # Of the cross-entropy with the teacher's distributions; the next token's has what is left of 1. 0: no teacher.
     weight: Weight = 0.0
 
     def __post_init__(self):

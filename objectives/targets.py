@@ -18,7 +18,7 @@ from objectives.schedule import Weight
 
 @dataclass(frozen=True)
 class StoredTargets:
-    """Of the trunk, in place of `NextToken`. `loss` is the next token's nats, `teacher_loss` those of the teacher.
+    """In place of `NextToken`: `loss` and `accuracy` are of the next token, `teacher_loss` the teacher's nats.
 
     What the stored probabilities of a place lack to 1 is left out, as the kernel has it.
     """
@@ -30,18 +30,18 @@ class StoredTargets:
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""
         count = jnp.sum(batch.weights_BT)
-        return dict.fromkeys(("loss", "teacher_loss", *["z_loss"] * bool(self.z_loss)), count)
+        return dict.fromkeys(("loss", "accuracy", "teacher_loss", *["z_loss"] * bool(self.z_loss)), count)
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """Weighs the two."""
         batch, share = seen.batch, schedule.at(self.weight, progress)
         teacher = TopK(batch.teacher_ids_BTk, batch.teacher_probs_BTk)
         tokens = seen.output.hidden_BTD, batch.targets_BT, batch.weights_BT
-        nobody = jax.tree.map(lambda a: jnp.zeros_like(a[..., :1]), teacher)
-        named = teacher if self.temperature == 1 else nobody
+        nothing = jax.tree.map(lambda a: jnp.zeros_like(a[..., :1]), teacher)
+        named = teacher if self.temperature == 1 else nothing
         out = seen.cross_entropy(*tokens, self.z_loss, teacher=named, teacher_share=share)
         total, nats, teacher_nats = out.loss, summed(batch, out.nats_BT), summed(batch, out.teacher_nats_BT)
-        sums = {"loss": nats, "teacher_loss": teacher_nats}
+        sums = {"loss": nats, "accuracy": summed(batch, out.hit_BT), "teacher_loss": teacher_nats}
         if self.z_loss:
             sums["z_loss"] = out.loss - (1 - share) * nats - share * teacher_nats
         if self.temperature != 1:
@@ -51,6 +51,6 @@ class StoredTargets:
         return Measured(mean(total, counts["loss"]), sums)
 
 
-def summed(batch: Any, nats_BT: jax.Array) -> jax.Array:
+def summed(batch: Any, of_BT: jax.Array) -> jax.Array:
     """Over the predicted tokens."""
-    return jnp.sum(nats_BT * batch.weights_BT)
+    return jnp.sum(of_BT * batch.weights_BT)

@@ -29,22 +29,23 @@ def draw(probs_XV: jax.Array, keys_X: jax.Array, n: int) -> jax.Array:
     W = math.isqrt(V - 1) + 1
     blocks_XMW = jnp.pad(probs_XV, ((0, 0), (0, -V % W))).reshape(X, -1, W)
     uniform_2Xn = jax.vmap(lambda key: jax.random.uniform(key, (2, n)), out_axes=1)(keys_X)
-    block_Xn = _places(blocks_XMW.sum(-1)[:, None], uniform_2Xn[0])
+    block_Xn = _choose(blocks_XMW.sum(-1)[:, None], uniform_2Xn[0])
     chosen_XnW = jnp.take_along_axis(blocks_XMW, block_Xn[..., None], axis=1)
-    ids_Xn = block_Xn * W + _places(chosen_XnW, uniform_2Xn[1])
+    ids_Xn = block_Xn * W + _choose(chosen_XnW, uniform_2Xn[1])
     return jnp.minimum(ids_Xn, V - 1)
 
 
-def _places(weights: jax.Array, uniform_Xn: jax.Array) -> jax.Array:
-    """Where the running sum of the weights [X, 1 or n, places] first exceeds so much of their total."""
+def _choose(weights: jax.Array, uniform_Xn: jax.Array) -> jax.Array:
+    """Where the running sum of weights [X, 1 or n, choices] first exceeds so much of their total."""
     sums = jnp.cumsum(weights, -1)
-    places_Xn = jnp.sum(sums <= uniform_Xn[..., None] * sums[..., -1:], -1)
-    return jnp.minimum(places_Xn, weights.shape[-1] - 1)
+    chosen_Xn = jnp.sum(sums <= uniform_Xn[..., None] * sums[..., -1:], -1)
+    return jnp.minimum(chosen_Xn, weights.shape[-1] - 1)
 
 
 def place_keys(seed: int, documents_X: jax.Array, places_X: jax.Array) -> jax.Array:
     """The random key of every place: `documents_X` are hashes of documents, uint32, `places_X` places in them."""
-    key = jax.random.key(seed)
-    return jax.vmap(lambda *numbers: jax.random.fold_in(jax.random.fold_in(key, numbers[0]), numbers[1]))(
-        documents_X, places_X
-    )
+
+    def one(document: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), document), place)
+
+    return jax.vmap(one)(documents_X, places_X)

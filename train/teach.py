@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, hash_file, read_json, require_spec, write_json
+from core.files import MANIFEST, Stage, Stale, hash_file, read_json, read_manifest, require_spec, write_json
 from core.progress import Progress, count, quantity, say
 from data.curate.engine import added_folders
 from data.order import derive_seed
@@ -31,7 +31,7 @@ from data.windows import windows
 from model import transformer
 from model.config import ModelConfig
 from model.hf import read_params, require_tensors, weight_files
-from model.hf_config import read_config
+from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import hosts, sharding
 from train.compress import draw, largest, place_keys
 from train.config import TeachConfig
@@ -58,7 +58,7 @@ def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = 
         return
     shards, form = open_split(workdir, "train", added), Form(config.method, config.tokens, vocabulary(workdir))
     teacher = find_teacher(config, workdir)
-    _require_ids(config, teacher, form)
+    _require_able(config, teacher, form)
     spec = _made_by(config, teacher, form)
     stages = [Stage(folder / TARGETS, spec | tokens_spec(folder), stale=stale) for folder in folders]
     unfinished = []
@@ -121,8 +121,9 @@ def require_same_teacher(config: TeachConfig, workdir: Path) -> None:
 
 def _needs_no_teacher(config: TeachConfig, folders: list[Path]) -> bool:
     """Whether the teacher is gone, and what it said of the tokens of all folders is whole."""
-    manifests = [folder / TARGETS / MANIFEST for folder in folders]
-    if not config.teacher or _folder(config).exists() or not all(path.exists() for path in manifests):
+    paths = [folder / TARGETS / MANIFEST for folder in folders]
+    done = all(path.exists() and read_manifest(path)["complete"] for path in paths)
+    if not config.teacher or _folder(config).exists() or not done:
         return False
     for folder in folders:
         require_spec(folder / TARGETS, read_targets(folder), {"teach": config.decides()})
@@ -170,8 +171,14 @@ def _require_same_tokenizer(own: Tokenizer, theirs: Tokenizer) -> None:
     )
 
 
-def _require_ids(config: TeachConfig, teacher: Teacher, form: Form) -> None:
-    """Refuses a teacher without some of the tokenizer's ids, and more ids of a place than there are."""
+def _require_able(config: TeachConfig, teacher: Teacher, form: Form) -> None:
+    """Refuses a teacher of fewer ids or a shorter context than asked, and more ids of a place than there are."""
+    positions = read_json_object(teacher.folder / "config.json", MAX_BYTES).get("max_position_embeddings")
+    if positions and config.context > positions:
+        raise UserError(
+            f"config teach.context={config.context} is more than the {positions:,} tokens that the teacher "
+            f"{teacher.folder} reads at once; lower it"
+        )
     if teacher.model.vocab_size < form.vocab_size:
         raise UserError(
             f"the teacher {teacher.folder} has {teacher.model.vocab_size:,} ids, fewer than the tokenizer's "

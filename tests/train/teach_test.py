@@ -43,7 +43,7 @@ def tokenized(tmp_path_factory):
     tokenize(TokenizerConfig(vocab_size=320), folder / "run", added=1, workers=1)
     teacher, tokenizer = folder / "teacher", open_tokenizer(folder / "run")
     ends = {"bos": tokenizer.bos, "eos": tokenizer.eos, "stop_ids": tokenizer.stop_ids}
-    write_model(teacher, MODEL, params(), max_positions=64, dtype="float32", **ends)
+    write_model(teacher, MODEL, params(), max_positions=256, dtype="float32", **ends)
     write_tokenizer(teacher, tokenizer, 64)
     return folder
 
@@ -178,12 +178,19 @@ def test_other_settings_are_refused_and_made_anew_if_asked(tokenized, workdir):
     [
         ({"teacher": ""}, "config teach.teacher is empty; name"),
         ({"teacher": "/nowhere"}, "/nowhere/config.json does not exist"),
+        ({"context": 257}, "teach.context=257 is more than the 256 tokens that"),
     ],
 )
 def test_teachers_that_are_none_are_told(tokenized, workdir, change, message):
     with pytest.raises(UserError, match=message):
         teach(config_of(tokenized, **change), workdir)
     assert not (workdir / "targets").exists()
+
+
+def test_more_ids_than_there_are_are_refused(tokenized, workdir):
+    config = config_of(tokenized, method="top_k", tokens=9)
+    with pytest.raises(UserError, match=r"teach.tokens=9 is more than the 8 ids there are"):
+        module._require_able(config, module.find_teacher(config, workdir), module.Form("top_k", 9, 8))
 
 
 def test_a_teacher_of_another_tokenizer_or_of_fewer_ids_is_refused(tokenized, workdir, tmp_path):
