@@ -89,14 +89,14 @@ def test_a_turn_that_fails_is_told_and_forgotten(capsys, typed):
 
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(capsys, typed):
     made = writer("ok<|im_end|>")
-    step, made.completer.decoder.step = (
-        made.completer.decoder.step,
+    advance, made.completer.decoder.advance = (
+        made.completer.decoder.advance,
         lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     typed("one")
     converse(made)
     assert "stopped" in capsys.readouterr().err
-    made.completer.decoder.step = step
+    made.completer.decoder.advance = advance
     typed("two")
     converse(made)
     assert "one" not in read_by(made)

@@ -12,7 +12,7 @@ from data.pipeline import TaughtBatch
 from model import transformer
 from model.config import ModelConfig
 from objectives.build import build
-from objectives.config import ObjectiveConfig, TargetsConfig
+from objectives.config import DistillConfig, FeaturesConfig, ObjectiveConfig, TargetsConfig
 from objectives.interface import mean
 from train.compress import draw, largest, place_keys
 
@@ -94,8 +94,8 @@ def test_loss_and_gradients_are_those_of_the_definition_in_float64(params, weigh
         whole = jax.jit(jax.value_and_grad(lambda params: plain(params, *asked), has_aux=True))
         (expected, shown), expected_gradients = jax.tree.map(np.asarray, whole(wide))
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    assert metrics.keys() == {"loss", "teacher_loss"} | ({"z_loss"} if z_loss else set())
-    for name in metrics:
+    assert metrics.keys() == {"loss", "accuracy", "teacher_loss"} | ({"z_loss"} if z_loss else set())
+    for name in shown.keys() & metrics.keys():
         assert float(metrics[name]) == pytest.approx(float(shown[name]), rel=1e-5, abs=1e-5), name
     for (path, found), right in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected_gradients), strict=True
@@ -176,3 +176,10 @@ def test_draws_have_no_bias_and_the_largest_have():
 def test_weights_that_cannot_be_are_refused(weight, message):
     with pytest.raises(ValueError, match=message):
         TargetsConfig(weight)
+
+
+def test_two_teachers_of_the_same_tokens_are_refused():
+    taught = TargetsConfig(weight=0.5)
+    with pytest.raises(ValueError, match="both share the cross-entropy with a teacher; make one of them 0"):
+        ObjectiveConfig(targets=taught, distill=DistillConfig(teacher="runs/large"))
+    ObjectiveConfig(targets=taught, distill=DistillConfig("runs/large", weight=0.0, features=FeaturesConfig(1.0)))
