@@ -18,9 +18,8 @@ from model.cache import Cache, Weights, embed, over, to_vocabulary
 from model.config import ModelConfig
 from model.position import Rotation, rotary_table
 
-Choose = Callable[
-    [jax.Array, int], jax.Array
-]  # (logits [B, V], the module's number from 1 on) to a token of every row
+# (logits [B, V], the module's number from 1 on) to a token of every row
+Choose = Callable[[jax.Array, int], jax.Array]
 
 
 class Memory(NamedTuple):
