@@ -3,6 +3,7 @@
 Everything is read from the stages of a workdir; what is missing is named with the verb that makes it.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -27,6 +28,8 @@ from evals.figures import column
 from evals.found import VERBS, Found, read
 from evals.planned import PLAN, Predict, planned_and_measured
 from evals.schedule import schedule_section
+from model.config import MultiToken
+from objectives.config import ObjectiveConfig
 from optim.config import OptimConfig
 from optim.schedule import Steps
 from train import goodput
@@ -158,21 +161,33 @@ def _state(page: Page, found: Found) -> None:
         page.notice("The config given here is not the one trained; they differ in ", code(differing), ".")
 
 
+# What `train.run.run_spec` leaves out where it is not asked for, as it then is.
+LEFT_OUT = {
+    "model": {"multi_token": dataclasses.asdict(MultiToken())},
+    "objective": dataclasses.asdict(ObjectiveConfig()),
+}
+
+
 def _differing(found: Found) -> str:
     """Keys that training recorded with another value than the config gives; defaults are recorded only."""
-    given = json.loads(json.dumps({part: found.config.get(part, {}) for part in ("model", "objective", "optim")}))
+    given = _plain({part: found.config.get(part, {}) for part in ("model", "objective", "optim")})
+    given["objective"].get("distill", {}).pop("teacher", None)  # recorded by its hash, for it may lie elsewhere
+    recorded = {part: _plain(LEFT_OUT.get(part, {})) | found.trained.get(part, {}) for part in given}
     pairs = [(part, key, value) for part, values in given.items() for key, value in values.items()]
     pairs = [pair for pair in pairs if pair[:2] != ("model", "kernels")]  # which may change within a run
-    keys = [
-        f"{part}.{key}" for part, key, value in pairs if not _recorded(found.trained.get(part, {}).get(key), value)
-    ]
+    keys = [f"{part}.{key}" for part, key, value in pairs if not _recorded(recorded[part].get(key), value)]
     batch = parse(BatchConfig, found.config.get("batch", {}), "batch")
     steps = found.config.get("train", {}).get("steps", 0)
     if found.stages and (steps or batch.stages):
-        asked = json.loads(json.dumps([stage._asdict() for stage in batch.plan(steps)]))
+        asked = _plain([stage._asdict() for stage in batch.plan(steps)])
         if asked != found.stages:
             keys.append(first_difference(found.stages, asked, "stages"))
     return ", ".join(keys)
+
+
+def _plain(tree: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(tree))
 
 
 def _recorded(recorded: Any, given: Any) -> bool:

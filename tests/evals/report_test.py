@@ -249,6 +249,14 @@ def test_a_group_of_keys_given_in_part_is_no_other_config(workdir):
     changed = {**CONFIG, "optim": {"qk_clip": {"threshold": 30.0}}, "objective": {"z_loss": 1e-4}}
     assert "they differ in <code>objective.z_loss, optim.qk_clip</code>" in page(workdir, changed)
 
+    off = {
+        "model": {"multi_token": {"tokens": 1}},
+        "objective": {"targets": {"weight": 0.0}, "distill": {"teacher": ""}},
+    }
+    assert "they differ in" not in page(workdir, {**CONFIG, **off})
+    asked = {"model": {"multi_token": {"tokens": 3}}, "objective": {"targets": {"weight": 0.5}}}
+    assert "they differ in <code>model.multi_token, objective.targets</code>" in page(workdir, {**CONFIG, **asked})
+
 
 def test_the_command_is_one_to_paste(workdir):
     shown = page(workdir, command="python launch.py --workdir='my run' --config.a=1")
