@@ -58,14 +58,14 @@ def test_modules_compute_as_over_a_whole_row(kind, tied):
     """Their logits after every few rounds, beside those of training over the same tokens and drafts."""
     config, params = model(kind, tied)
     decoder = Decoder(config, params, CONTEXT, KINDS[kind])
-    rows = decoder.begin(PROMPTS, GREEDY, 0)
+    rows = decoder.begin(PROMPTS, Sampling(1.0), 0)
     drafting = jax.jit(functools.partial(draft, config, choose=lambda logits_BV, _: jnp.argmax(logits_BV, -1)))
     for more in range(12):
         found = drafting(decoder.weights, rows.memory, rows.tokens_BS, rows.last_B)
         whole_MBTV = np.asarray(logits_by_training(config, params, found.tokens_BS))
         want_MBV = whole_MBTV[: KINDS[kind], np.arange(len(PROMPTS)), rows.last_B - 1]
         np.testing.assert_allclose(found.logits_BMV, want_MBV.swapaxes(0, 1), atol=1e-5, rtol=1e-5)
-        rows = decoder.advance(rows, np.array([len(prompt) + more for prompt in PROMPTS]), GREEDY, 0)
+        rows = decoder.advance(rows, np.array([len(prompt) + more for prompt in PROMPTS]), Sampling(1.0), 0)
     assert 0 < decoder.accepted < decoder.drafted
 
 
