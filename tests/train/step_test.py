@@ -67,7 +67,7 @@ def test_the_old_state_is_donated():
 def test_metrics_say_what_happened():
     _, metrics = program().step(program().init(), make_batch())
     ours = {"clipped_share", "clipped_tensors", "skipped_steps", "nonfinite_in_a_row"}
-    assert metrics.keys() == {"loss", "learning_rate", "grad_norm", "max_logit"} | ours
+    assert metrics.keys() == {"loss", "accuracy", "learning_rate", "grad_norm", "max_logit"} | ours
     assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
     assert float(metrics["grad_norm"]) > 0
 
