@@ -16,7 +16,7 @@ from core.files import write_json
 from core.progress import track
 from model import transformer
 from model.config import ModelConfig
-from model.hf_config import read_json_object, to_hf
+from model.hf_config import key_of_modules, read_json_object, to_hf
 from model.safetensors_file import Place, read_header, read_rows, read_tensor, write
 from model.transformer import Params
 
@@ -36,15 +36,18 @@ class Tensor(NamedTuple):
     name: str  # over there
     # Leading axes of ours that are the inputs of a linear layer, there [out, in]; 0: a vector there; None: alike.
     inputs: int | None
+    swapped: bool = False  # whether the halves of its inputs stand the other way round there
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
         """Our array as it is stored there."""
         if self.inputs is None:
             return ours
+        ours = np.roll(ours, len(ours) // 2, 0) if self.swapped else ours
         return ours.reshape(math.prod(ours.shape[: self.inputs]), -1).T if self.inputs else ours.reshape(-1)
 
     def ours(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Theirs as our array of shape `shape`."""
+        theirs = np.roll(theirs, theirs.shape[1] // 2, 1) if self.swapped else theirs
         return theirs.T.reshape(shape) if self.inputs else theirs.reshape(shape)
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,28 +77,62 @@ _NORMS = {
         "feed_forward_post_norm": "post_feedforward_layernorm",
     },
 }
+_MODULE_NORMS = {
+    "sequential": {"final_norm": "shared_head.norm", "hidden_norm": "hnorm", "embedding_norm": "enorm"},
+    "parallel": {"final_norm": "norm"},
+}
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensor]:
     """Every array of the parameters with its name there, layer by layer."""
     yield Tensor(("embedding",), None, EMBEDDING, None)
+    for i in range(config.num_layers):
+        yield from _block(config, ("layers",), i, f"model.layers.{i}")
+    yield Tensor(("final_norm", "scale"), None, "model.norm.weight", 0)
+    if not config.tied_head:
+        yield Tensor(("head",), None, HEAD, None)
+    yield from _modules(config)
+
+
+def _block(config: ModelConfig, stack: tuple[str, ...], i: int, at: str) -> Iterator[Tensor]:
+    """Those of the i-th block of a stack."""
     norms = {(ours, "scale"): theirs for ours, theirs in _NORMS[config.norm_position].items()}
     norms |= {(*ours, "scale"): theirs for ours, theirs in _QK_NORMS.items() if config.qk_norm}
     biased = [("attention", name) for name in ("query", "key", "value") if config.qkv_bias]
     biased += [("attention", "output")] * config.output_bias
     biased += [("feed_forward", name) for name in ("gate", "up", "down") if config.feed_forward_bias]
-    for i in range(config.num_layers):
-        at = f"model.layers.{i}"
-        for ours, (theirs, inputs) in _LINEAR.items():
-            yield Tensor(("layers", *ours), i, f"{at}.{theirs}.weight", inputs)
-        for room, name in biased:
-            theirs = _LINEAR[room, name][0]
-            yield Tensor(("layers", room, f"{name}_bias"), i, f"{at}.{theirs}.bias", 0)
-        for ours, theirs in norms.items():
-            yield Tensor(("layers", *ours), i, f"{at}.{theirs}.weight", 0)
-    yield Tensor(("final_norm", "scale"), None, "model.norm.weight", 0)
-    if not config.tied_head:
-        yield Tensor(("head",), None, HEAD, None)
+    for ours, (theirs, inputs) in _LINEAR.items():
+        yield Tensor((*stack, *ours), i, f"{at}.{theirs}.weight", inputs)
+    for room, name in biased:
+        yield Tensor((*stack, room, f"{name}_bias"), i, f"{at}.{_LINEAR[room, name][0]}.bias", 0)
+    for ours, theirs in norms.items():
+        yield Tensor((*stack, *ours), i, f"{at}.{theirs}.weight", 0)
+
+
+def _modules(config: ModelConfig) -> Iterator[Tensor]:
+    """Those of `multi_token`, which transformers passes over."""
+    stack = ("multi_token", "layers")
+    for i, at in enumerate(_places_of_modules(config)):
+        yield from _block(config, stack, i, at)
+        for ours, theirs in _MODULE_NORMS[config.multi_token.kind].items():
+            yield Tensor((*stack, ours, "scale"), i, f"{at}.{theirs}.weight", 0)
+        if config.multi_token.kind == "sequential":  # reads [embedding; stream] there
+            yield Tensor((*stack, "projection"), i, f"{at}.eh_proj.weight", 1, swapped=True)
+
+
+def _places_of_modules(config: ModelConfig) -> list[str]:
+    """What their names begin with: layers behind the last as in DeepSeek-V3, or as Gloeckle et al. call them."""
+    L, M = config.num_layers, config.multi_token.modules
+    sequential = config.multi_token.kind == "sequential"
+    return [f"model.layers.{L + i}" if sequential else f"extra_heads.{i}" for i in range(M)]
+
+
+def _copies(config: ModelConfig) -> dict[str, str]:
+    """Names under which DeepSeek-V3's modules hold the tables that they share, and the names of those."""
+    if config.multi_token.kind != "sequential":
+        return {}
+    tables = {"embed_tokens": EMBEDDING, "shared_head.head": EMBEDDING if config.tied_head else HEAD}
+    return {f"{at}.{name}.weight": of for at in _places_of_modules(config) for name, of in tables.items()}
 
 
 def read_params(folder: Path, config: ModelConfig, place: Callable[[np.ndarray], Any] = jax.device_put) -> Params:
@@ -190,14 +227,23 @@ def _check(folder: Path, config: ModelConfig, places: dict[str, Place]) -> None:
         expected[tensor.name] = tensor.their_shape(shape if tensor.layer is None else shape[1:])
     missing = [name for name in expected if name not in places]
     if missing:
-        raise UserError(f"{folder} lacks tensor {missing[0]}" + _more(missing))
+        hint = ""
+        if missing[0] in [tensor.name for tensor in _modules(config)]:  # as transformers saves what it has loaded
+            hint = f"; if it lost its modules, remove {key_of_modules(config)} from config.json"
+        raise UserError(f"{folder} lacks tensor {missing[0]}" + _more(missing) + hint)
     for name, shape in expected.items():
         if places[name].shape != shape:
             found, where = list(places[name].shape), places[name].path
             raise UserError(f"{where}: tensor {name} has shape {found}, config.json says {list(shape)}")
-    extra = [name for name in places if name not in expected and not name.endswith(WITHOUT_EFFECT)]
-    if extra == [HEAD] and config.tied_head and _equal(places[HEAD], places[EMBEDDING]):
-        return  # tied heads are sometimes stored all the same
+    # Tables that are shared are sometimes stored once more all the same.
+    copies = _copies(config) | ({HEAD: EMBEDDING} if config.tied_head else {})
+    extra = [
+        name
+        for name, place in places.items()
+        if name not in expected
+        and not name.endswith(WITHOUT_EFFECT)
+        and not (name in copies and _equal(place, places[copies[name]]))
+    ]
     if extra:
         raise UserError(f"{folder} holds tensor {extra[0]}, which a model of its config.json has not" + _more(extra))
 
@@ -241,6 +287,7 @@ def write_model(
 def write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str = "float32") -> None:
     """`model.safetensors`, or files of up to 5 GB and their index."""
     named = {tensor.name: tensor for tensor in tensors(config)}
+    named |= {name: named[of] for name, of in _copies(config).items()}
     own = {name: _leaf(params, t.path).shape[0 if t.layer is None else 1 :] for name, t in named.items()}
     shapes = {name: tensor.their_shape(own[name]) for name, tensor in named.items()}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from core.config import coerce
 from core.errors import UserError, suggest
-from model.config import MAX_LAYERS, ModelConfig, RopeScaling
+from model.config import MAX_LAYERS, ModelConfig, MultiToken, RopeScaling
 
 MAX_BYTES = 1 << 20  # of config.json; real ones are 1 to 4 kB
 
@@ -49,7 +49,10 @@ FAMILIES = {
     ),
 }
 
-COMMON_KEYS = frozenset(
+# How many modules predict further tokens, as DeepSeek-V3 counts them, and how many tokens are predicted, as Gloeckle
+# et al. do; transformers leaves them out.
+MODULES = {"sequential": "num_nextn_predict_layers", "parallel": "n_future_tokens"}
+COMMON_KEYS = frozenset(MODULES.values()) | frozenset(
     """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     rms_norm_eps initializer_range tie_word_embeddings rope_theta rope_scaling rope_parameters hidden_act
     hidden_activation""".split()
@@ -155,6 +158,7 @@ def _fields(read: _Reader, kind: str, family: Family) -> dict[str, Any]:
         "init_std": read.get("initializer_range", float, 0.02),
         "tied_head": read.get("tie_word_embeddings", bool, family.tied),
         "no_rope_every": 0,
+        "multi_token": _multi_token(read),
         **family.fixed,
         **_rope(read, family),
     }
@@ -181,6 +185,23 @@ def _fields(read: _Reader, kind: str, family: Family) -> dict[str, Any]:
             "final_soft_cap": _optional(read, "final_logit_softcapping", 30.0),
         }
     return fields | _window(read, kind, L)
+
+
+def _multi_token(read: _Reader) -> MultiToken:
+    """The modules beside the trunk: none where both keys are silent."""
+    modules, tokens = read.get(MODULES["sequential"], int, 0), read.get(MODULES["parallel"], int, 1)
+    if not 0 <= modules < MAX_LAYERS or not 1 <= tokens <= MAX_LAYERS or (modules and tokens > 1):
+        raise UserError(
+            f"{read.where}: num_nextn_predict_layers={modules} with n_future_tokens={tokens} is not supported; "
+            f"one of them may say how many modules there are, up to {MAX_LAYERS - 1}"
+        )
+    kind = "sequential" if modules else "parallel" if tokens > 1 else "none"
+    return MultiToken(kind, modules + tokens)
+
+
+def key_of_modules(config: ModelConfig) -> str:
+    """The key of config.json that says how many there are."""
+    return MODULES[config.multi_token.kind]
 
 
 def _optional(read: _Reader, key: str, default: Any) -> Any:
@@ -290,7 +311,7 @@ def to_hf(config: ModelConfig, *, max_positions: int, bos: int | None, eos: int 
         }
         found = from_hf(described, Path("config.json"))
         # Back in our words it must be the same model; these do not change the next token's logits.
-        same = {name: getattr(found, name) for name in ("dtype", "remat", "kernels", "multi_token")}
+        same = {name: getattr(found, name) for name in ("dtype", "remat", "kernels")}
         asked = dataclasses.replace(_plain(config), **same)
         refusals[kind] = [
             field.name
@@ -358,6 +379,8 @@ def _described(config: ModelConfig, kind: str, length: int) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "use_cache": True,
     }
+    if M := config.multi_token.modules:
+        described[key_of_modules(config)] = M if config.multi_token.kind == "sequential" else 1 + M
     if config.rope_scaling.kind != "none":
         described["rope_scaling"] = _scaling(config.rope_scaling)
     if "attention_bias" in family.own_keys:

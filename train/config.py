@@ -82,6 +82,8 @@ class ExportConfig:
     """How the model is written for others: `config.export`."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # Keeps the modules of model.multi_token, beside the trunk, which loads as without them.
+    multi_token: bool = False
 
 
 @dataclass(frozen=True)

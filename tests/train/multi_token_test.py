@@ -1,4 +1,4 @@
-"""Tokens beyond the next in whole steps: parts of a batch, devices, optimisers, memory, export, and real runs."""
+"""Tokens beyond the next in whole steps: parts of a batch, devices, optimisers, memory, and real runs."""
 
 import dataclasses
 import functools
@@ -14,8 +14,6 @@ from data.pipeline import Batch
 from lab import on_devices, run_losses
 from model import transformer
 from model.config import ModelConfig, MultiToken
-from model.hf import read_params, write_model
-from model.hf_config import read_config
 from objectives.config import MultiTokenConfig, ObjectiveConfig
 from objectives_lab import batch_of
 from optim.build import OPTIMIZERS
@@ -126,18 +124,6 @@ def test_the_trunk_begins_as_without_modules_and_all_parameters_are_counted(kind
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.num_parameters
     del params["multi_token"]
     for own, other in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_array_equal(own, other)
-
-
-@MODULES
-def test_modules_are_dropped_at_export(kind, tmp_path):
-    model = make_run(kind).model
-    params = transformer.init(model, 0)
-    write_model(tmp_path, model, params, max_positions=16, bos=1, eos=2)
-    back = read_config(tmp_path)
-    assert back.multi_token == MultiToken()
-    del params["multi_token"]
-    for own, other in zip(jax.tree.leaves(params), jax.tree.leaves(read_params(tmp_path, back)), strict=True):
         np.testing.assert_array_equal(own, other)
 
 

@@ -11,6 +11,8 @@ import pytest
 from core.files import read_json
 from data.tokenizer_sentencepiece import SentencePieceTokenizer
 from lab import ROOT, launch
+from model import transformer
+from model.config import MultiToken
 from model.hf import read_params, write_model
 from model.hf_config import read_config
 from train.start import fill_in
@@ -119,6 +121,33 @@ def test_an_import_is_exported_again_as_the_config_now_has_it(continued, corpus,
         result = launch("export", *flags(workdir, corpus, finished / "export", *more))
         assert result.returncode == 0, result.stderr
         assert read_config(workdir / "export").rope_scaling.factor == factor
+
+
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+def test_imported_modules_draft_and_are_exported_where_asked(corpus, finished, tmp_path, kind):
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(finished / "export", source)
+    config = read_config(source)
+    model = dataclasses.replace(config, multi_token=MultiToken(kind, 3))
+    params = transformer.init(model, 0) | read_params(source, config)
+    write_model(source, model, params, max_positions=64, bos=1, eos=2)
+    given = flags(workdir, corpus, source)
+    assert launch("import", *given).returncode == 0
+    text = ("--prompt=a", "--max-tokens=8", "--config.eval.temperature=0")
+    plain, drafted = (launch("generate", *given, *text, f"--config.eval.drafts={n}") for n in (0, 2))
+    assert drafted.returncode == 0, drafted.stderr
+    assert drafted.stdout == plain.stdout
+    assert "drafts accepted" in drafted.stderr
+    for more, weights in (((), finished / "export"), (("--config.export.multi_token=True",), source)):
+        result = launch("export", *given, *more)
+        assert result.returncode == 0, result.stderr
+        found, want = (folder / "model.safetensors" for folder in (workdir / "export", weights))
+        assert found.read_bytes() == want.read_bytes()
+    result = launch(
+        "export", *flags(tmp_path / "other", corpus, finished / "export"), "--config.export.multi_token=True"
+    )
+    assert result.returncode == 2
+    assert "export.multi_token keeps modules, and model.multi_token has none" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("padding", [0, 30])  # rows of the model beyond its tokenizer's ids
