@@ -12,6 +12,8 @@ from core.files import MANIFEST, read_json
 from data.history import to_json
 from evals.figures import column
 from model.config import ModelConfig
+from objectives.build import build
+from objectives.config import ObjectiveConfig
 from train.metrics import read_metrics
 from train.run import DEVICES, FOLDER, recorded_history
 
@@ -60,6 +62,13 @@ class Found:
     def model(self) -> ModelConfig | None:
         """The shape of the model, once training has begun."""
         return parse(ModelConfig, self.trained["model"], "model") if self.trained else None
+
+    def flops_per_token(self, row_length: int) -> float:
+        """Training FLOPs a token, a teacher's included, once training has begun."""
+        trained, temperature = self.trained, self.config.get("teach", {}).get("temperature", 1.0)
+        objective = parse(ObjectiveConfig, trained.get("objective", {}), "objective")
+        teacher = parse(ModelConfig, trained["teacher"]["model"], "teacher.model") if "teacher" in trained else None
+        return build(self.model, objective, 1, teacher, temperature).flops_per_token(row_length)
 
     @property
     def step(self) -> int:

@@ -209,7 +209,7 @@ def _tiles(found: Found) -> list[tuple[str, str, str]]:
     tokens = found.tokens
     epochs = _epochs(found) if tokens and found.summary("tokens") else ""
     seconds = max((row["seconds"] for row in found.rows), default=0)
-    flops = model.flops_per_token(found.stages[-1]["row_length"]) if model and tokens else 0
+    flops = found.flops_per_token(found.stages[-1]["row_length"]) if model and tokens else 0
     compute = quantity(flops * tokens, "FLOP") if flops else none
     return [
         ("Held-out bits per byte", *heldout),

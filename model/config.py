@@ -196,6 +196,12 @@ class ModelConfig:
         return self.layer_matmul_parameters + projection
 
     @property
+    def stacked_matmul_parameters(self) -> int:
+        """The same of all layers and modules."""
+        modules = self.multi_token.modules * self.module_matmul_parameters
+        return self.num_layers * self.layer_matmul_parameters + modules
+
+    @property
     def num_parameters(self) -> int:
         """All parameters; a tied embedding counts once."""
         D, F, H = self.d_model, self.d_ff, self.head_dim
@@ -212,15 +218,21 @@ class ModelConfig:
     def flops_per_token(self, row_length: int) -> float:
         """Training FLOPs a token, forward and backward: 6 N + 12 L N_heads H S.
 
-        N counts the parameters of matrix products, the output head included, as often as it is used. S is the mean
-        number of keys that a query sees in a row that is one document: T / 2 (half of the T x T products are causal),
-        or less in layers with a sliding window. Documents in a row shorten it further, which is not counted.
+        N counts the parameters of matrix products, the output head included, as often as it is used: once by the
+        trunk and by each module. What the backward pass computes again is not counted.
         """
-        modules = self.multi_token.modules
-        matmul = self.num_layers * self.layer_matmul_parameters + modules * self.module_matmul_parameters
-        matmul += (1 + modules) * self.vocab_size * self.d_model
+        matmul = self.stacked_matmul_parameters + self.multi_token.tokens * self.vocab_size * self.d_model
+        return 6 * matmul + self.attention_flops_per_token(row_length)
+
+    def attention_flops_per_token(self, row_length: int) -> float:
+        """The part of it that is attention: 12 L N_heads H S.
+
+        S is the mean number of keys that a query sees in a row that is one document: T / 2 (half of the T x T
+        products are causal), or less in layers with a sliding window. Documents in a row shorten it further, which
+        is not counted.
+        """
         T, keys = row_length, 0.0
-        for window in (*self.windows, *[self.sliding_window] * modules):
+        for window in (*self.windows, *[self.sliding_window] * self.multi_token.modules):
             w = min(window, T) if window else T
             keys += w - w * w / (2 * T)
-        return 6 * matmul + 12 * self.num_heads * self.head_dim * keys
+        return 12 * self.num_heads * self.head_dim * keys

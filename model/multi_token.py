@@ -82,9 +82,10 @@ def one_after_another(
     row: Row,
     read: Read,
     own: Any,
-) -> Any:
-    """What `read` makes of every module, stacked; the backward pass computes each module again, and `read` with it.
+) -> tuple[Any, jax.Array]:
+    """What `read` makes of every module, and the largest attention logit of its heads [M, N], stacked.
 
+    The backward pass computes each module again, and `read` with it.
     `tokens_MBT` are, for each module, the tokens at the offset before the one that it predicts; parallel modules do
     not look at them. Leaves of `own` are stacked likewise.
     """
@@ -99,8 +100,8 @@ def one_after_another(
         x_BTD = residual_BTD
         if sequential:
             x_BTD = module.join(before_BTD, embed(config, params["embedding"], tokens_BT))
-        x_BTD, _ = module(constrain(x_BTD), turn, attend)
-        return x_BTD if sequential else None, read(module.final_norm(x_BTD), of_module)
+        x_BTD, max_logit_N = module(constrain(x_BTD), turn, attend)
+        return x_BTD if sequential else None, (read(module.final_norm(x_BTD), of_module), max_logit_N)
 
     step = jax.checkpoint(step, prevent_cse=False)
     start = residual_BTD if sequential else None

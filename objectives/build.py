@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from core.errors import UserError
 from model import transformer
@@ -21,7 +22,7 @@ class Metrics(NamedTuple):
     """Of a batch, or a part of one."""
 
     sums: Named  # to be divided by the counts of their names
-    max_logit_LN: jax.Array  # the largest attention logit of every layer and head of the trunk
+    max_logit_LN: jax.Array  # the largest attention logit of every layer and head, modules behind the trunk's layers
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,33 @@ class Total:
     def _transfers(self) -> list[Transfer]:
         return [one for one in self.objectives if isinstance(one, Transfer)]
 
+    def flops_per_token(self, row_length: int) -> float:
+        """Training FLOPs a token: the model's, with all passes over its output layer, and a teacher's forward pass.
+
+        Not counted: what the backward pass computes again, and relations and projections of `objectives/transfer.py`.
+        """
+        model, further = self.model, self.passes - self.model.multi_token.tokens
+        own = model.flops_per_token(row_length) + 6 * further * model.vocab_size * model.d_model
+        return own + self.teacher_flops_per_token(row_length)
+
+    def teacher_flops_per_token(self, row_length: int) -> float:
+        """Those of the teacher, whose output layer only its distributions need."""
+        if self.teacher is None:
+            return 0.0
+        speaks = any(isinstance(one, Logits) for one in self.objectives)
+        unused = 0 if speaks else 2 * self.teacher.vocab_size * self.teacher.d_model
+        return self.teacher.flops_per_token(row_length) / 3 - unused
+
+    @property
+    def passes(self) -> int:
+        """How often a token goes through the output layer, forward."""
+        return sum(one.passes for one in self.objectives)
+
+    @property
+    def repeated_passes(self) -> int:
+        """How many of them the backward pass makes again, for they run one after another."""
+        return sum(one.passes for one in self.objectives if isinstance(one, Modules | Trunk))
+
     def counts(self, batch: Any) -> Named:
         """Of the whole batch, for `loss` of its parts."""
         return {name: count for one in self.objectives for name, count in one.counts(batch).items()}
@@ -68,7 +96,9 @@ class Total:
         found = [one.measure(seen, counts, step / self.steps) for one in self.objectives]
         total, *others = (one.total for one in found)
         sums = {name: value for one in found for name, value in one.sums.items()}
-        return sum(others, total), Metrics(sums, seen.output.max_logit_LN)
+        of_modules = [one.max_logit_MN for one in found if one.max_logit_MN is not None]
+        max_logit_LN = jnp.concatenate([seen.output.max_logit_LN, *of_modules])
+        return sum(others, total), Metrics(sums, max_logit_LN)
 
 
 def build(
@@ -83,7 +113,7 @@ def build(
     taught = StoredTargets(config.targets.weight, temperature, config.z_loss)
     objectives: list[Objective] = [taught if config.targets.asked else NextToken(config.z_loss, distill.weight)]
     if model.multi_token.modules:
-        objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight))
+        objectives.append(Modules(model.multi_token.tokens, config.multi_token.weight, config.z_loss))
     if config.multi_token.trunk:
         objectives.append(Trunk(config.multi_token.trunk))
     if distill.weight:

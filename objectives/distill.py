@@ -30,6 +30,7 @@ class Logits:
     weight: Weight
     temperature: float
     divergence: str  # a name in DIVERGENCES
+    passes = 1  # at the temperature
 
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""

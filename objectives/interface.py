@@ -77,10 +77,15 @@ class Measured(NamedTuple):
 
     total: jax.Array  # what is minimised: sums divided by the counts, times their weights
     sums: Named  # what the metrics show, each to be divided by the count of its name
+    max_logit_MN: jax.Array | None = None  # the largest attention logit of every head of modules that it ran
 
 
 class Objective(Protocol):
     """One thing to learn; `progress` is the part of the run that is done, from 0 to 1."""
+
+    @property
+    def passes(self) -> int:
+        """How often a token of the student goes through the output layer, forward."""
 
     def counts(self, batch: Any) -> Named:
         """What the sums of a whole batch are divided by."""

@@ -22,29 +22,38 @@ class Modules:
 
     tokens: int
     weight: Weight
+    z_loss: float = 0.0  # of the logits of each, beside its nats
 
     def counts(self, batch: Any) -> Named:
         """Predicted tokens of every offset."""
-        return counts_of(batch, range(2, self.tokens + 1))
+        return counts_of(batch, self._offsets, ("loss", "accuracy", *["z_loss"] * bool(self.z_loss)))
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """One module after the other, its output layer and loss included."""
-        batch, offsets = seen.batch, range(2, self.tokens + 1)
-        given_MBT = jnp.stack([targets_of(batch, offset - 1)[0] for offset in offsets])
-        aims = stacked_targets(batch, offsets)
-        row = Row(batch.segment_ids_BT, batch.positions_BT)
-        nats_M, hits_M = one_after_another(
+        batch = seen.batch
+        given_MBT = jnp.stack([targets_of(batch, offset - 1)[0] for offset in self._offsets])
+        found, max_logit_MN = one_after_another(
             seen.model,
             seen.params,
             seen.output.residual_BTD,
             given_MBT,
-            row,
-            lambda hidden_BTD, aim: nats_and_hits(seen, hidden_BTD, *aim),
-            aims,
+            Row(batch.segment_ids_BT, batch.positions_BT),
+            lambda hidden_BTD, aim: sums_of(seen, hidden_BTD, *aim, self.z_loss),
+            stacked_targets(batch, self._offsets),
         )
-        sums = sums_of(offsets, nats_M, hits_M)
-        means = [mean(nats, counts[f"loss_offset_{offset}"]) for offset, nats in zip(offsets, nats_M)]
-        return Measured(schedule.at(self.weight, progress) * sum(means) / len(means), sums)
+        sums = by_offset(self._offsets, found)
+        total_M = found["loss"] + found.get("z_loss", 0.0)
+        means = [mean(total, counts[f"loss_offset_{offset}"]) for offset, total in zip(self._offsets, total_M)]
+        return Measured(schedule.at(self.weight, progress) * sum(means) / len(means), sums, max_logit_MN)
+
+    @property
+    def passes(self) -> int:
+        """One for each offset."""
+        return len(self._offsets)
+
+    @property
+    def _offsets(self) -> range:
+        return range(2, self.tokens + 1)
 
 
 @dataclass(frozen=True)
@@ -55,44 +64,58 @@ class Trunk:
 
     def counts(self, batch: Any) -> Named:
         """Predicted tokens of every offset."""
-        return counts_of(batch, self._offsets, "trunk_")
+        return counts_of(batch, self._offsets, ("loss", "accuracy"), "trunk_")
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
         """One offset after the other."""
         hidden_BTD = seen.output.hidden_BTD
 
         def one(_, aim):
-            return None, nats_and_hits(seen, hidden_BTD, *aim)
+            return None, sums_of(seen, hidden_BTD, *aim)
 
         aims = stacked_targets(seen.batch, self._offsets)
-        nats_M, hits_M = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), None, aims)[1]
+        found = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), None, aims)[1]
         total = sum(
             schedule.at(weight, progress) * mean(nats, counts[f"trunk_loss_offset_{offset}"])
-            for offset, weight, nats in zip(self._offsets, self.weights, nats_M)
+            for offset, weight, nats in zip(self._offsets, self.weights, found["loss"])
         )
-        return Measured(total, sums_of(self._offsets, nats_M, hits_M, "trunk_"))
+        return Measured(total, by_offset(self._offsets, found, "trunk_"))
+
+    @property
+    def passes(self) -> int:
+        """One for each offset."""
+        return len(self._offsets)
 
     @property
     def _offsets(self) -> range:
         return range(2, 2 + len(self.weights))
 
 
-def nats_and_hits(seen: Seen, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Any:
-    """The cross-entropy summed over tokens, and how many of them no other token is likelier than."""
-    out = seen.cross_entropy(hidden_BTD, targets_BT, weights_BT)
-    return out.loss, jnp.sum(out.hit_BT * weights_BT)
+def sums_of(
+    seen: Seen, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float = 0.0
+) -> Named:
+    """Over tokens: the cross-entropy, how often no other token is likelier, and a z-loss, where there is one."""
+    out = seen.cross_entropy(hidden_BTD, targets_BT, weights_BT, z_loss)
+    sums = {"loss": out.loss, "accuracy": jnp.sum(out.hit_BT * weights_BT)}
+    if not z_loss:
+        return sums
+    nats = jnp.sum(out.nats_BT * weights_BT)
+    return sums | {"loss": nats, "z_loss": out.loss - nats}
 
 
-def sums_of(offsets: range, nats_M: jax.Array, hits_M: jax.Array, prefix: str = "") -> Named:
-    """The metrics of every offset."""
-    losses = {f"{prefix}loss_offset_{offset}": nats for offset, nats in zip(offsets, nats_M)}
-    return losses | {f"{prefix}accuracy_offset_{offset}": hits for offset, hits in zip(offsets, hits_M)}
+def by_offset(offsets: range, found: Named, prefix: str = "") -> Named:
+    """Stacked values by the names of the metrics of every offset."""
+    return {
+        f"{prefix}{name}_offset_{offset}": value
+        for name, of_M in found.items()
+        for offset, value in zip(offsets, of_M)
+    }
 
 
-def counts_of(batch: Any, offsets: range, prefix: str = "") -> Named:
-    """What they are divided by: the tokens at each offset that are predicted."""
+def counts_of(batch: Any, offsets: range, names: tuple[str, ...], prefix: str = "") -> Named:
+    """What the metrics of those names are divided by: the tokens at each offset that are predicted."""
     counts_M = [jnp.sum(targets_of(batch, offset)[1]) for offset in offsets]
-    return sums_of(offsets, counts_M, counts_M, prefix)
+    return by_offset(offsets, dict.fromkeys(names, counts_M), prefix)
 
 
 def targets_of(batch: Any, offset: int) -> tuple[jax.Array, jax.Array]:

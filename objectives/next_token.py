@@ -22,6 +22,7 @@ class NextToken:
 
     z_loss: float = 0.0
     taught: Weight = 0.0  # share of the weight that a teacher's distributions have instead
+    passes = 1
 
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""

@@ -27,6 +27,11 @@ class StoredTargets:
     temperature: float = 1.0
     z_loss: float = 0.0
 
+    @property
+    def passes(self) -> int:
+        """One more where the temperature is another than the next token's."""
+        return 1 if self.temperature == 1 else 2
+
     def counts(self, batch: Any) -> Named:
         """The number of predicted tokens."""
         count = jnp.sum(batch.weights_BT)

@@ -40,6 +40,7 @@ class Transfer:
     kind: str  # a name in DISTANCES
     weight: Weight
     layers: LayerMap
+    passes = 0
 
     @property
     def name(self) -> str:

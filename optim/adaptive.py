@@ -21,7 +21,7 @@ import optax
 
 from optim.config import AdaptiveConfig, QKClipConfig
 from optim.metrics import Metrics
-from optim.qk_clip import clip_heads, clip_metrics, head_factors, on_heads, require_linear
+from optim.qk_clip import clip_heads, clip_metrics, count_heads, head_factors, on_heads, require_linear
 
 
 class Track(NamedTuple):
@@ -83,8 +83,8 @@ def adapt(config: AdaptiveConfig, qk_clip: QKClipConfig) -> optax.GradientTransf
     def init(params: Any) -> AdaptiveState:
         if qk_clip.threshold or config.rate == "heads":
             require_linear(params)
-        L, _, N, _ = params["layers"]["attention"]["query"].shape
-        zeros, ones = jnp.zeros((L, N), jnp.float32), jnp.ones((L, N), jnp.float32)
+        heads = count_heads(params)
+        zeros, ones = jnp.zeros(heads, jnp.float32), jnp.ones(heads, jnp.float32)
         return AdaptiveState(jnp.zeros((), jnp.int32), zeros, zeros, measured(ones, ones, ones))
 
     def measured(rate_LN: jax.Array, threshold_LN: jax.Array, factor_LN: jax.Array) -> Metrics:

@@ -7,7 +7,8 @@ whole batch, before a soft cap; the factors fall on the parameters after the upd
 Parameters are float32 and cast where they are read, so no copy of another dtype is left behind, and no layer shares
 its projections with another.
 
-L layers, D model, N query heads, K key heads, G = N / K, H head size.
+L layers, those of modules that predict further tokens behind the trunk's, D model, N query heads, K key heads,
+G = N / K, H head size.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import optax
 from core.errors import UserError
 from optim.config import QKClipConfig
 from optim.metrics import Metrics
+
+MODULES = "multi_token"  # where among the parameters those of such modules lie
 
 
 def head_factors(max_logit_LN: jax.Array, threshold: jax.Array | float) -> jax.Array:
@@ -65,13 +68,30 @@ def on_heads(
     function: Callable[..., jax.Array], query_LN: jax.Array, key_LK: jax.Array, tree: Any, *rest: Any
 ) -> Any:
     """A tree like the parameters, queries, keys and their biases as `function(leaf, factor of its head, *rest)`."""
-    own, *others = (a["layers"]["attention"] for a in (tree, *rest))
+    L = len(tree["layers"]["attention"]["query"])
+    stacks = (a["layers"] for a in (tree, *rest))
+    changed = {**tree, "layers": _on_stack(function, query_LN[:L], key_LK[:L], *stacks)}
+    if MODULES in tree:
+        stacks = (a[MODULES]["layers"] for a in (tree, *rest))
+        changed[MODULES] = {"layers": _on_stack(function, query_LN[L:], key_LK[L:], *stacks)}
+    return changed
+
+
+def _on_stack(function: Callable[..., jax.Array], query_LN: jax.Array, key_LK: jax.Array, *stacks: Any) -> Any:
+    """The same of the trunk's layers, or of the modules."""
+    own, *others = (stack["attention"] for stack in stacks)
     changed = {}
     for kind, heads in (("query", query_LN), ("key", key_LK)):
         changed[kind] = function(own[kind], heads[:, None, :, None], *(a[kind] for a in others))  # [L, D, heads, H]
         if (bias := f"{kind}_bias") in own:
             changed[bias] = function(own[bias], heads[..., None], *(a[bias] for a in others))  # [L, heads, H]
-    return {**tree, "layers": {**tree["layers"], "attention": {**own, **changed}}}
+    return {**stacks[0], "attention": {**own, **changed}}
+
+
+def count_heads(params: Any) -> tuple[int, int]:
+    """Layers and query heads of each, as `max_logit_LN` has them."""
+    L, _, N, _ = params["layers"]["attention"]["query"].shape
+    return L + (len(params[MODULES]["layers"]["attention"]["query"]) if MODULES in params else 0), N
 
 
 class QKClipState(NamedTuple):
@@ -122,8 +142,7 @@ def watch_logits() -> optax.GradientTransformationExtraArgs:
     """Changes nothing, and keeps `max_logit_LN` for the metrics."""
 
     def init(params: Any) -> WatchState:
-        L, _, N, _ = params["layers"]["attention"]["query"].shape
-        return WatchState(Metrics({"max_logit_LN": jnp.zeros((L, N), jnp.float32)}))
+        return WatchState(Metrics({"max_logit_LN": jnp.zeros(count_heads(params), jnp.float32)}))
 
     def update(
         updates: Any, _: WatchState, __: Any = None, *, max_logit_LN: jax.Array, **___: Any

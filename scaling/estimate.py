@@ -6,6 +6,7 @@ gradients, copies of weights in the dtype of the computation, and the largest of
 pass and the gradient of the embedding need at once. `tests/scaling/estimate_test.py` holds it to XLA's own count.
 """
 
+import dataclasses
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from scaling.remat import at_work, kept, padded
 from train.run import Run
 from train.sharding import batch_parts, state_shardings
 from train.state import TrainState
+from train.teacher import layout
 
 
 class Estimate(NamedTuple):
@@ -27,6 +29,7 @@ class Estimate(NamedTuple):
 
     parameters: float
     optimizer: float
+    teacher: float  # its parameters
     gradients: float  # of a batch or a microbatch
     sums: float  # of gradients over microbatches
     batch: float
@@ -35,18 +38,24 @@ class Estimate(NamedTuple):
     loss: float  # what the loss needs at once, tables included
     layer: float  # what the backward pass of one layer needs at once
     tables: float  # what the gradient of the embedding needs at once
+    modules: float  # what the backward pass of one module needs at once, its loss included
     copies: float  # of weights, in the dtype of the computation
     time: roofline.Seconds
 
     @property
     def arguments(self) -> float:
-        """The state on the device, and the batch."""
-        return self.parameters + self.optimizer + self.batch
+        """The state on the device, a teacher, and the batch."""
+        return self.parameters + self.optimizer + self.teacher + self.batch
 
     @property
     def temporaries(self) -> float:
         """All else at the fullest moment."""
-        moments = (self.saved + self.loss, self.saved + self.layer + self.gradients, self.tables + self.gradients)
+        moments = (
+            self.saved + self.loss,
+            self.saved + self.modules,
+            self.saved + self.layer + self.gradients,
+            self.tables + self.gradients,
+        )
         return self.copies + self.sums + max(moments)
 
     @property
@@ -65,9 +74,11 @@ class Estimate(NamedTuple):
             "what the layers keep for the backward pass": self.saved,
             "moments of the optimiser": self.optimizer,
             "parameters": self.parameters,
+            "parameters of the teacher": self.teacher,
             "gradients": self.gradients + self.sums,
             "copies of weights": self.copies,
             "tables and hidden states of the loss": max(self.loss, self.tables),
+            "the backward pass of one module": self.modules,
             "the backward pass of one layer": self.layer,
         }
         return sorted(((name, size) for name, size in named.items() if size), key=lambda pair: -pair[1])
@@ -93,23 +104,36 @@ def estimate(run: Run, topology: Topology, stage: Stage, abstract: TrainState, m
     wide = 1 if size == 2 else 0
     saved = model.num_layers * X * size * kept(model, tensor, 128 if chip.is_tpu else 1)
     one_layer = model.layer_matmul_parameters * size / tensor
-    D = model.d_model
+    D, modules = model.d_model, model.multi_token.modules
+    loss = 2 * table + X * D * (2 * size + 4)
+    whole = dataclasses.replace(model, remat="none")  # of a module all is kept, once it has been computed again
+    module = X * size * (kept(whole, tensor, 128 if chip.is_tpu else 1) + modules * D) + loss if modules else 0.0
     offloads = run.train.offload_optimizer
     update = update_cost(abstract.params, run.optim, dict(mesh.shape)).busiest
     return Estimate(
         parameters=params,
         optimizer=0.0 if offloads else moments,
+        teacher=_teacher(run, mesh, chip.is_tpu),
         gradients=params,
         sums=(params if M > 1 else 0.0) + (moments if offloads else 0.0),  # they come whole; XLA saves half of that
         batch=5 * 4 * X * M,
         host=moments if offloads else 0.0,
         saved=saved,
-        loss=2 * table + X * D * (2 * size + 4),
+        loss=loss,
         layer=table * (1 if M == 1 else 2) + X * size * at_work(model, tensor) + one_layer,
         tables=3 * table,
+        modules=module,
         copies=wide * layers / 2,
         time=roofline.seconds(run, topology, stage, mesh, params, moments if offloads else 0.0, update),
     )
+
+
+def _teacher(run: Run, mesh: Any, pads: bool) -> float:
+    """Parameters of a teacher that a device holds."""
+    if run.teacher is None:
+        return 0.0
+    laid_out = layout(run.teacher, mesh, run.mesh)
+    return _bytes(laid_out, jax.tree.map(lambda own: own.sharding, laid_out), pads)
 
 
 def _bytes(abstract: Any, shardings: Any, pads: bool) -> float:

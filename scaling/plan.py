@@ -76,7 +76,7 @@ def make_plan(
     compiles = compiles and has_compiler(topology)
     result = compile_cached(run, topology, own.number, workdir) if compiles else None
     times = read_times(result, run, topology, own.stage) if result else None
-    flops = run.model.flops_per_token(own.stage.row_length)
+    flops = run.flops_per_token(own.stage.row_length)
     seconds = times.total if times else guess.seconds
     return {
         **_subject(own),
@@ -137,7 +137,8 @@ def read_times(result: Mapping[str, Any], run: Run, topology: Topology, stage: S
     if not (result["memory"] and result["text"] and topology.chip.clock):
         return None
     size = stage.rows * stage.row_length, stage.row_length, run.mesh.context
-    times = step_time(result["text"], topology, run.model, *size, result["memory"]["host_arguments"])
+    host_bytes = result["memory"]["host_arguments"]
+    times = step_time(result["text"], topology, run.model, *size, host_bytes, run.learns)
     return times if times.compute else None
 
 
@@ -194,7 +195,7 @@ def _warnings(own: Subject, times: StepTime) -> list[str]:
 def _memory(topology: Topology, result: Any, guess: Estimate) -> dict[str, Any]:
     """Bytes of one device by kind; the compiler's where there are any."""
     own = {"parameters": guess.parameters, "optimizer": guess.optimizer, "gradients": guess.gradients}
-    own |= {"hbm": topology.chip.hbm, "usable": topology.chip.usable, "host": guess.host}
+    own |= {"teacher": guess.teacher, "hbm": topology.chip.hbm, "usable": topology.chip.usable, "host": guess.host}
     if not result:
         own |= {"arguments": guess.arguments, "temporaries": guess.temporaries, "total": guess.total, "buffers": []}
         return own | {"code": 0, "fits": guess.total <= topology.chip.usable}
@@ -225,12 +226,12 @@ def _times(times: StepTime | None, guess: Estimate, flops: float, topology: Topo
 def _run(stages: tuple[Stage, ...], run: Run, number: int, seconds: float, topology: Topology) -> dict[str, Any]:
     """All stages: each at the share of the peak that the planned one has."""
     own = stages[number]
-    rate = run.model.flops_per_token(own.row_length) * own.rows * own.row_length / seconds
+    rate = run.flops_per_token(own.row_length) * own.rows * own.row_length / seconds
     spent, tokens = 0.0, 0
     for stage in stages:
         in_stage = stage.steps * stage.rows * stage.row_length
         tokens += in_stage
-        spent += in_stage * run.model.flops_per_token(stage.row_length) / rate
+        spent += in_stage * run.flops_per_token(stage.row_length) / rate
     hours = spent / 3600
     return {
         "steps": run.steps,

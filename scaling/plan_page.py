@@ -93,11 +93,12 @@ def memory_parts(memory: Mapping[str, Any]) -> Parts:
     """Of one device."""
     temporaries = memory["temporaries"]
     if temporaries is None:  # XLA says only what all of it would need
-        temporaries = max(0.0, memory["total"] - memory["parameters"] - memory["optimizer"])
+        temporaries = max(0.0, memory["total"] - memory["parameters"] - memory["optimizer"] - memory["teacher"])
     gradients = min(memory["gradients"], temporaries)
     named = [
         ("parameters", memory["parameters"], "blue"),
         ("moments of the optimiser", memory["optimizer"], "green"),
+        ("the teacher", memory["teacher"], "pink"),
         ("gradients", gradients, "amber"),
         ("other temporaries", temporaries - gradients, "orange"),
         ("program", memory["code"], "other"),

@@ -113,6 +113,8 @@ def _memory(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     memory = plan["memory"]
     yield "parameters", gib(memory["parameters"])
     yield "optimiser", gib(memory["optimizer"]) if memory["optimizer"] else "in the memory of the host"
+    if memory["teacher"]:
+        yield "teacher", gib(memory["teacher"])
     if memory["temporaries"] is not None:
         yield "temporaries", f"{gib(memory['temporaries'])}  (gradients {gib(memory['gradients'])} among them)"
     if memory["code"]:

@@ -1,6 +1,8 @@
 """What `model.remat` means for a plan: what a layer keeps, what it needs at once, and what it computes again."""
 
-from model.config import ModelConfig
+import dataclasses
+
+from model.config import ModelConfig, MultiToken
 
 AGAIN = ("full", "dots", "dots_without_batch")  # policies that run attention's kernel again
 
@@ -35,6 +37,17 @@ def recomputed(model: ModelConfig) -> float:
     gates = (1 if model.feed_forward == "relu2" else 2) * D * F
     inputs = D * model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     return {"full": inputs + output + gates, "attention": output + gates, "branches": output}.get(model.remat, 0.0)
+
+
+def attention_flops(model: ModelConfig, row_length: int, repeats: bool, teacher: ModelConfig | None = None) -> float:
+    """FLOPs a token of attention's kernels, those included that the backward pass runs again: of modules all.
+
+    `repeats` says whether it does so with those of the trunk's layers. A teacher's run forward alone.
+    """
+    trunk = dataclasses.replace(model, multi_token=MultiToken()).attention_flops_per_token(row_length)
+    modules = model.attention_flops_per_token(row_length) - trunk
+    taught = teacher.attention_flops_per_token(row_length) / 3 if teacher else 0.0
+    return trunk * (4 / 3 if repeats else 1) + modules * 4 / 3 + taught
 
 
 def padded(length: float, tile: int) -> float:

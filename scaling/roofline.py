@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from data.config import Stage
 from model.config import ModelConfig
 from scaling.chips import Chip, Topology
-from scaling.remat import AGAIN, kept, padded, recomputed
-from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, LOSS, UPDATE_PRODUCTS, attention_flops, slowest
+from scaling.remat import AGAIN, attention_flops, kept, padded, recomputed
+from scaling.step_time import ATTENTION_SHARE, KERNEL_SHARE, LOSS, UPDATE_PRODUCTS, slowest
 from train.run import Run
 from train.step import V5E
 
@@ -76,13 +76,16 @@ def seconds(
     model, chip, own = run.model, topology.chip, habits(topology.chip)
     tensor = mesh.shape["tensor"]
     tokens = stage.rows * stage.row_length / topology.devices
-    layers = model.num_layers * (6 * model.layer_matmul_parameters + 2 * recomputed(model))
-    head = 6 * model.vocab_size * model.d_model
+    layers = 6 * model.stacked_matmul_parameters + 2 * model.num_layers * recomputed(model)
+    layers += 2 * model.multi_token.modules * model.module_matmul_parameters  # whose forward passes all come again
+    objective = run.learns
+    product = 2 * model.vocab_size * model.d_model
+    head = ((objective.passes + objective.repeated_passes) * product, 2 * objective.passes * product)
     kernels = {}
-    if own.memory:  # the loss is a kernel, charged as one
-        spent = tokens * head / (KERNEL_SHARE * chip.flops)
-        kernels, head = dict(zip(LOSS, (spent / 3, spent * 2 / 3))), 0
-    compute = tokens * (layers + head) / (own.share * chip.flops)
+    if own.memory:  # the loss is kernels, charged as such
+        kernels, head = {name: tokens * of / (KERNEL_SHARE * chip.flops) for name, of in zip(LOSS, head)}, ()
+    taught = objective.teacher_flops_per_token(stage.row_length)
+    compute = tokens * (layers + sum(head) + taught) / (own.share * chip.flops)
     if own.memory:
         moved = memory_traffic(model, tokens * tensor, tensor) + state_traffic(run, tensor, params)
         compute += moved / chip.bandwidth
@@ -90,9 +93,8 @@ def seconds(
         compute *= 1 + NARROW * (splits > 1 and model.d_model / splits < ROWS)
     if update:
         kernels |= {UPDATE_PRODUCTS: update / (KERNEL_SHARE * chip.flops)}
-    again = 4 / 3 if model.remat in AGAIN else 1
-    attention = tokens * attention_flops(model, stage.row_length) * slowest(mesh.shape["context"]) * again
-    attention /= ATTENTION_SHARE * chip.flops
+    attention = attention_flops(model, stage.row_length, model.remat in AGAIN)  # a teacher's is in `taught`
+    attention *= tokens * slowest(mesh.shape["context"]) / (ATTENTION_SHARE * chip.flops)
     exposed, hidden, between = collectives(run, topology, tokens, mesh, compute)
     return Seconds(
         compute=compute,
@@ -112,8 +114,9 @@ def memory_traffic(model: ModelConfig, tokens: float, tensor: int) -> float:
     heads = (model.num_heads + 2 * model.num_kv_heads) / tensor * padded(model.head_dim, LANES)
     width = padded(model.d_model, LANES) + model.d_ff / tensor + 2 * heads
     again = 4 / 3 if model.remat == "full" else 1  # the forward pass is a third of it
-    numbers = PASSES * again * width + 2 * kept(model, tensor, LANES)
-    return tokens * model.num_layers * size * numbers
+    numbers = model.num_layers * (PASSES * again * width + 2 * kept(model, tensor, LANES))
+    numbers += model.multi_token.modules * (PASSES * 4 / 3 * width + 2 * model.d_model)
+    return tokens * size * numbers
 
 
 def state_traffic(run: Run, tensor: int, params: float) -> float:
@@ -136,7 +139,7 @@ def collectives(run: Run, topology: Topology, tokens: float, mesh: Any, compute:
     axes, size = mesh.shape, 2 if run.model.dtype == "bfloat16" else 4
     tensor, context, splits = axes["tensor"], axes["context"], axes["fsdp"] * axes["context"]
     speed = chip.ici if chip.is_tpu or topology.devices <= chip.per_host else chip.dcn
-    layers, table = model.num_layers * model.layer_matmul_parameters, model.vocab_size * model.d_model
+    layers, table = model.stacked_matmul_parameters, model.vocab_size * model.d_model
     weights, summed = size * (layers + table) / tensor, (size * layers + 2 * 4 * table) / tensor
     sums = own.trips * summed * M * (splits > 1) + 2 * summed * M / splits * (axes["replica"] > topology.slices)
     gathers = own.trips * 2 * weights * M * (splits > 1)

@@ -4,9 +4,10 @@ Decoding reads all weights once a step, and the cache of every sequence; nothing
 bounds. Weights and cache are bfloat16.
 """
 
+import dataclasses
 from typing import NamedTuple
 
-from model.config import ModelConfig
+from model.config import ModelConfig, MultiToken
 from scaling.chips import Chip
 
 ITEMSIZE = 2  # bfloat16
@@ -27,6 +28,7 @@ class Serving(NamedTuple):
 
 def serving(model: ModelConfig, chip: Chip, context: int) -> Serving:
     """Of a model at a context of so many tokens."""
+    model = dataclasses.replace(model, multi_token=MultiToken())  # an export drops modules, unless it is asked not to
     weights = ITEMSIZE * model.num_parameters
     # A token reads all weights but the embedding table, where the head is another one.
     read = weights - (0 if model.tied_head else ITEMSIZE * model.vocab_size * model.d_model)

@@ -26,8 +26,10 @@ import re
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
+from objectives.build import Total
 from scaling.chips import Topology
 from scaling.hlo import Executed, Instruction, Program, executed, parse
+from scaling.remat import AGAIN, attention_flops
 
 TRIPS = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1, "all-to-all": 1, "collective-permute": 1}
 KERNEL_SHARE, ATTENTION_SHARE = 0.8, 0.5  # of the peak
@@ -95,15 +97,17 @@ def step_time(
     row_length: int,
     context: int = 1,
     host_bytes: int = 0,
+    objective: Total | None = None,
 ) -> StepTime:
     """Of a compiled step over `tokens` in rows of `row_length`, each split over `context` devices.
 
+    The loss is that of the next token, or of an `objective`.
     `host_bytes` of the state lie in the memory of a device's host, and come and go once a step.
     """
     program, chip = parse(text), topology.chip
     compute, kernels = _on_the_chip(program)
     exposed, hidden = _exchanges(program, topology)
-    charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text)
+    charged, attention, unknown = _charge(kernels, topology, model, tokens, row_length, text, objective)
     by_opcode = {opcode: cycles / chip.clock for opcode, cycles in compute.most_common()}
     attention *= slowest(context)
     # What travels between slices hides behind what the chip computes, and no further.
@@ -235,13 +239,20 @@ def _symmetric_product(x: Instruction) -> float:
 
 
 def _charge(
-    kernels: collections.Counter[str], topology: Topology, model: ModelConfig, tokens: int, row_length: int, text: str
+    kernels: collections.Counter[str],
+    topology: Topology,
+    model: ModelConfig,
+    tokens: int,
+    row_length: int,
+    text: str,
+    objective: Total | None,
 ) -> tuple[dict[str, float], float, tuple[str, ...]]:
     """Seconds of kernels by name, of attention, and the names that nothing is known of; `kernels` has their bytes."""
     per_device = tokens / topology.devices
     # One product of hidden states and head, of three: the loss's kernels compute logits again, which is not counted.
     product = 2 * per_device * model.d_model * model.vocab_size / (KERNEL_SHARE * topology.chip.flops)
-    known = dict(zip(LOSS, (product, 2 * product)))
+    passes, again = (objective.passes, objective.repeated_passes) if objective else (1, 0)
+    known = dict(zip(LOSS, ((passes + again) * product, 2 * passes * product)))
     known[NEWTON_SCHULZ] = kernels[NEWTON_SCHULZ] / (KERNEL_SHARE * topology.chip.flops)
     charged = {name: known[name] for name in kernels if name in known}
     names = [name for name in kernels if name.startswith("attention")]
@@ -250,8 +261,11 @@ def _charge(
     unknown = tuple(sorted(name for name in by_bytes if not name.startswith(BY_BYTES)))
     attention = 0.0
     if names:
-        repeated = re.search(r"/rematted_computation/[^\"]*attention_forward/pallas_call", text) is not None
-        attention = attention_flops(model, row_length) * per_device * (4 / 3 if repeated else 1)
+        repeats = re.search(r"/rematted_computation/[^\"]*attention_forward/pallas_call", text) is not None
+        if model.multi_token.modules:  # all of whose are
+            repeats = model.remat in AGAIN
+        teacher = objective.teacher if objective else None
+        attention = attention_flops(model, row_length, repeats, teacher) * per_device
         attention /= ATTENTION_SHARE * topology.chip.flops
     return charged, attention, unknown
 
@@ -262,9 +276,3 @@ def slowest(context: int) -> float:
     Where one document fills the row, and nobody else goes on before it.
     """
     return (2 * context - 1) / context
-
-
-def attention_flops(model: ModelConfig, row_length: int) -> float:
-    """The part of `flops_per_token` that is attention."""
-    matmul = model.num_layers * model.layer_matmul_parameters + model.vocab_size * model.d_model
-    return model.flops_per_token(row_length) - 6 * matmul

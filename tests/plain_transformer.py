@@ -11,7 +11,7 @@ import numpy as np
 def losses(config, params, batch, objective, progress=0.0):
     """What is minimised, by the definition: of every offset the mean over the tokens that count."""
     total = 0.0
-    for offset, weight, logits_BTV in _every(config, params, batch, objective, progress):
+    for offset, weight, logits_BTV in every(config, params, batch, objective, progress):
         nats, count = 0.0, 0.0
         log_BTV = jax.nn.log_softmax(logits_BTV)
         for row in range(len(log_BTV)):
@@ -25,7 +25,7 @@ def losses(config, params, batch, objective, progress=0.0):
 def accuracies(config, params, batch, objective):
     """By the names of the metrics: how many of the tokens that count are the likeliest."""
     found = {}
-    for offset, weight, logits_BTV in _every(config, params, batch, objective, 0.0):
+    for offset, weight, logits_BTV in every(config, params, batch, objective, 0.0):
         hits = []
         for row, best_T in enumerate(np.asarray(logits_BTV.argmax(-1))):
             places, aims = targets(batch, row, offset)
@@ -35,7 +35,7 @@ def accuracies(config, params, batch, objective):
     return found
 
 
-def _every(config, params, batch, objective, progress):
+def every(config, params, batch, objective, progress):
     """(offset, its weight, logits)."""
     trunk_BTD, modules, _ = jax.vmap(lambda *row: _row(config, params, row))(*map(jnp.asarray, batch))
     head_VD = params["embedding" if config.tied_head else "head"]

@@ -72,6 +72,10 @@ class Run:
         teacher = self.teacher and self.teacher.model
         return build_objective(self.model, self.objective, self.steps, teacher, self.teach.temperature)
 
+    def flops_per_token(self, row_length: int) -> float:
+        """Training FLOPs a token, a teacher's included."""
+        return self.learns.flops_per_token(row_length)
+
     @property
     def batches(self) -> tuple[Steps, ...]:
         """The steps of every stage and what each of them reads, for the learning rate."""

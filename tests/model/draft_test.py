@@ -85,7 +85,7 @@ def logits_by_training(config, params, tokens_BS):
         row,
         lambda hidden, _: transformer.logits(config, params, hidden),
         None,
-    )
+    )[0]
 
 
 @every_kind

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import numpy_transformer
 from kernels.rope.api import rotate
 from model import transformer
-from model.config import ModelConfig, RopeScaling
+from model.config import ModelConfig, MultiToken, RopeScaling
 from model.position import rotary_table
 
 CONFIG = ModelConfig(
@@ -278,6 +278,18 @@ def test_flops_count_the_pairs_that_attention_sees(length, window, every):
 WIDE = ModelConfig(
     512, num_layers=1, d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=512, no_rope_every=0
 )
+
+
+@given(length=st.integers(1, 300), window=st.integers(0, 400), modules=st.integers(1, 3))
+def test_flops_of_modules_are_those_of_as_many_layers_and_output_layers(length, window, modules):
+    config = dataclasses.replace(CONFIG, sliding_window=window)
+    parallel, sequential = (
+        dataclasses.replace(config, multi_token=MultiToken(kind, 1 + modules)) for kind in ("parallel", "sequential")
+    )
+    longer = dataclasses.replace(config, num_layers=config.num_layers + modules).flops_per_token(length)
+    heads = 6 * modules * config.vocab_size * config.d_model
+    assert parallel.flops_per_token(length) == pytest.approx(longer + heads)
+    assert sequential.flops_per_token(length) == pytest.approx(longer + heads + 6 * modules * 2 * config.d_model**2)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,48 @@ def test_accuracies_count_the_targets_that_are_likeliest(kind):
     assert max(expected.values()) > 0
 
 
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_z_loss_is_of_every_module_s_logits(kind):
+    """By hand from the plain model's: the squared log of the normaliser of every token that counts."""
+    (model, plain), factor = case(kind), 1e-2
+    objective = dataclasses.replace(plain, z_loss=factor)
+    params, batch = params_of(kind), make_batch()
+    total, metrics = value(params, batch, model, objective)
+    without, others = value(params, batch, model, plain)
+    names = [name for name in metrics if name.startswith("z_loss")]
+    assert names == ["z_loss", *(f"z_loss_offset_{offset}" for offset in range(2, model.multi_token.tokens + 1))]
+    for name in others:
+        assert float(metrics[name]) == pytest.approx(float(others[name]), rel=1e-5)
+    wide = jax.tree.map(jax.numpy.asarray, params)
+    for offset, _, logits_BTV in plain_transformer.every(model, wide, batch, plain, 0.0):
+        lse_BT = np.asarray(jax.nn.logsumexp(logits_BTV, -1))
+        places = [plain_transformer.targets(batch, row, offset)[0] for row in range(len(lse_BT))]
+        squares = np.concatenate([lse_T[own] ** 2 for lse_T, own in zip(lse_BT, places)])
+        name = "z_loss" if offset == 1 else f"z_loss_offset_{offset}"
+        assert float(metrics[name]) == pytest.approx(factor * squares.mean(), rel=1e-3), name
+    added = metrics["z_loss"] + plain.multi_token.weight * np.mean([metrics[name] for name in names[1:]])
+    assert float(total) == pytest.approx(float(without) + float(added), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_the_largest_attention_logits_of_modules_stand_behind_the_trunk_s(kind):
+    """A query head made three times as large, in one module, has three times the logit there and nowhere before."""
+    model, objective = case(kind)
+    batch, total = make_batch(), build(model, objective)
+
+    def logits(params):
+        return np.asarray(total.loss(params, batch, total.counts(batch))[1].max_logit_LN)
+
+    params = jax.tree.map(jax.numpy.asarray, params_of(kind))
+    query_MDNH = params["multi_token"]["layers"]["attention"]["query"]
+    larger = jax.tree.map(lambda leaf: leaf, params)
+    larger["multi_token"]["layers"]["attention"]["query"] = query_MDNH.at[0, :, 1].multiply(3.0)
+    before_LN, after_LN = logits(params), logits(larger)
+    assert before_LN.shape == (model.num_layers + model.multi_token.modules, model.num_heads)
+    np.testing.assert_array_equal(before_LN[:2], after_LN[:2])
+    np.testing.assert_allclose(after_LN[2], before_LN[2] * [1, 3], rtol=1e-5)
+
+
 def test_targets_stay_within_documents_and_rows():
     """Two documents of 3 and 4 tokens, the second going on beyond the row's end; the last row place predicts it."""
     batch = Batch(

@@ -1,14 +1,18 @@
 """The models that are compared: every preset made small, every way to stretch RoPE, and options that presets lack."""
 
 import dataclasses
+import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from model import transformer
 from model.config import ModelConfig, RopeScaling
 from model.hf import tensors
+from model.hf_config import to_hf
 from model.presets import PRESETS
+from model.safetensors_file import write
 
 SMALL = {"vocab_size": 96, "d_model": 48, "head_dim": 16, "d_ff": 80}
 STRETCHED = {
@@ -75,3 +79,12 @@ def weights(config: ModelConfig) -> dict[str, np.ndarray]:
         else:
             made[tensor.name] = draw / shape[1] ** 0.5
     return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+def make_folder(folder: Path, config: ModelConfig) -> None:
+    """A Hugging Face folder of deterministic weights."""
+    folder.mkdir()
+    described = to_hf(config, max_positions=128, bos=1, eos=None, dtype="float32")
+    (folder / "config.json").write_text(json.dumps(described))
+    made = weights(config)
+    write(folder / "model.safetensors", {name: a.shape for name, a in made.items()}, "F32", made.__getitem__)

@@ -65,6 +65,15 @@ def logits(folder: str, ids: list, **_) -> dict:
     return found
 
 
+def loaded(folder: str, ids: list, **_) -> dict:
+    """Logits of a list of ids, and the tensors that the model has no place for, or lacks."""
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
+    model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    with torch.no_grad():
+        found = {"logits": model.eval()(torch.tensor([ids])).logits[0].numpy()}
+    return found | {kind: np.array(sorted(info[f"{kind}_keys"]), str) for kind in ("unexpected", "missing")}
+
+
 def one_step(folder: str, ids: list, out: str, learning_rate: float, **_) -> dict:
     """Continues training by one step of plain gradient descent and writes the folder anew."""
     model, one = load(folder), torch.tensor([ids])

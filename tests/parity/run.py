@@ -1,7 +1,7 @@
 """Our models and tokenizers beside Hugging Face transformers, live.
 
-    make parity                 every preset made small, every way to stretch RoPE, both kinds of tokenizer, and a
-                                model trained for seconds
+    make parity                 every preset made small, every way to stretch RoPE, modules kept, both kinds
+                                of tokenizer, and a model trained for seconds
     python tests/parity/run.py --peer-python=... --workdir=runs/quickstart      a trained model alone; also takes its
                                 --config=FILE and --config.a.b=VALUE
     python tests/parity/run.py --peer-python=... --write-golden     also tests/model/golden_logits.npz
@@ -23,7 +23,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import functools
 
 import numpy as np
-from models import compared, weights
+from models import compared, make_folder
+from modules import compare_modules
 from ours import (
     GRADIENTS,
     HALF,
@@ -44,7 +45,7 @@ from model.config import ModelConfig
 from model.hf import read_params, write_weights
 from model.hf_config import read_config, to_hf
 from model.presets import PRESETS
-from model.safetensors_file import read_header, read_tensor, write
+from model.safetensors_file import read_header, read_tensor
 
 GOLDEN = Path(__file__).resolve().parents[1] / "model" / "golden_logits.npz"
 
@@ -71,15 +72,6 @@ def same_bits(config: ModelConfig, params: dict, source: Path, folder: Path) -> 
     return ours.keys() == theirs.keys() and all(
         np.array_equal(read_tensor(ours[name]), read_tensor(theirs[name])) for name in ours
     )
-
-
-def make_folder(folder: Path, config: ModelConfig) -> None:
-    """A Hugging Face folder of deterministic weights."""
-    folder.mkdir()
-    described = to_hf(config, max_positions=128, bos=1, eos=None, dtype="float32")
-    (folder / "config.json").write_text(json.dumps(described))
-    made = weights(config)
-    write(folder / "model.safetensors", {name: a.shape for name, a in made.items()}, "F32", made.__getitem__)
 
 
 def compare_models(ask: Ask, write_golden: bool) -> bool:
@@ -158,6 +150,7 @@ def main() -> int:
     if arguments.workdir:
         return not trained_model(here, [f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides])
     good = compare_models(here, arguments.write_golden)
+    good &= compare_modules(here)
     good &= compare_presets(here)
     good &= compare_rotary(here)
     good &= compare_tokenizers(here)
