@@ -13,6 +13,7 @@ from core.files import fingerprint
 from core.page import printable
 from data.config import BatchConfig
 from evals import draw, figures
+from evals.found import read
 from evals.report import report
 from model.config import ModelConfig
 from optim.config import OptimConfig
@@ -113,6 +114,19 @@ def make_workdir(folder):
     stage(folder, "eval", {}, {})
     write(folder / "eval" / "eval.json", result)
     return folder
+
+
+def test_compute_is_of_all_that_the_objectives_do(workdir):
+    """A teacher's forward pass, and the passes of the output layer for its distributions and for further tokens."""
+    path = workdir / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    plain = read(CONFIG, workdir).flops_per_token(32)
+    model = ModelConfig(**MODEL)
+    assert plain == model.flops_per_token(32)
+    trained = {"objective": {"multi_token": {"trunk": [0.5]}}, "teacher": {"model": {**MODEL, "num_layers": 5}}}
+    path.write_text(json.dumps({**manifest, "spec": {**manifest["spec"], **trained}}))
+    teacher = dataclasses.replace(model, num_layers=5).flops_per_token(32) / 3
+    assert read(CONFIG, workdir).flops_per_token(32) == pytest.approx(plain + teacher + 2 * 6 * 64 * 8)
 
 
 def history(steps):

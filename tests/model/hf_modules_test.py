@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hf_test import FAMILIES, LLAMA, assert_same, edit, export, random_params
+from hf_lab import FAMILIES, LLAMA, assert_same, edit, export, random_params
 from safetensors.numpy import load_file
 
 from core.errors import UserError

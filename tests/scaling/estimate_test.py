@@ -2,18 +2,24 @@
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import pytest
 
+from model.config import MultiToken
+from objectives.config import DistillConfig, ObjectiveConfig
 from plans_lab import PLANS, Planned, recorded
-from scaling.chips import CHIPS
+from scaling.chips import CHIPS, parse_topology
 from scaling.compiled import compile_lowered
-from scaling.estimate import Estimate
+from scaling.estimate import Estimate, estimate
 from scaling.plan import make_plan
 from scaling.remat import recomputed
 from scaling.serving import serving
 from scaling.topology import lower_step
-from train.run import Run
+from train.config import MeshConfig
+from train.run import Run, abstract_state
+from train.sharding import abstract_mesh
+from train.teacher import Teacher
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu for this platform")
 # How far the estimate of a whole step is from the compiled one: what the fit of `scaling/roofline.py` leaves over.
@@ -93,13 +99,68 @@ def test_muon_adds_little_to_a_step_on_a_pod(tmp_path):
     assert plan["memory"]["temporaries"] <= adamw["temporaries"] + momentum
 
 
+SMALL = {"vocab_size": 32_768, "num_layers": 8, "d_model": 1024, "num_heads": 8, "num_kv_heads": 2, "d_ff": 4096}
+
+
+def small_run(modules: MultiToken, taught: bool = False) -> Run:
+    """A run whose model may have modules, and a teacher twice as wide."""
+    own = open_run("smollm3_3b", {f"model.{key}": value for key, value in SMALL.items()})
+    model = dataclasses.replace(own.model, multi_token=modules)
+    wide = dataclasses.replace(own.model, d_model=2048, num_heads=16, remat="none", dtype="bfloat16")
+    batch = dataclasses.replace(own.batch, rows=32, row_length=2048)
+    changes = {"train": dataclasses.replace(own.train, microbatches=1), "mesh": MeshConfig(replica=1)}
+    if taught:
+        objective = ObjectiveConfig(distill=DistillConfig(teacher="there"))
+        changes |= {"objective": objective, "teacher": Teacher(Path("there"), 0, wide, "", "")}
+    return dataclasses.replace(own, model=model, batch=batch, **changes)
+
+
+def estimated_run(run: Run, topology: str) -> Estimate:
+    place = parse_topology(topology)
+    mesh = abstract_mesh(run.mesh, place.devices, place.slices)
+    return estimate(run, place, run.batch.plan(run.train.steps)[0], abstract_state(run), mesh)
+
+
+def test_modules_and_teachers_are_counted():
+    plain = small_run(MultiToken())
+    alone, model = estimated_run(plain, "h100:1"), plain.model  # one device, nothing padded
+    for kind in ("parallel", "sequential"):
+        run = small_run(MultiToken(kind, 3))
+        own = estimated_run(run, "h100:1")
+        more = run.model.num_parameters - model.num_parameters
+        assert own.parameters - alone.parameters == 4 * more
+        assert own.modules > alone.modules == 0
+        assert own.total > alone.total + 3 * 4 * more  # with two moments
+        products = 8 * (2 * run.model.module_matmul_parameters + 2 * model.vocab_size * model.d_model)
+        assert (own.time.compute - alone.time.compute) * 0.6 * 989e12 == pytest.approx(32 * 2048 * products)
+        assert own.time.attention == pytest.approx(alone.time.attention * (1 + 2 / 8 * 4 / 3))
+    run = small_run(MultiToken(), taught=True)
+    own = estimated_run(run, "h100:1")
+    assert own.teacher == 2 * run.teacher.model.num_parameters
+    assert own.arguments == alone.arguments + own.teacher
+    products = run.teacher.model.flops_per_token(2048) / 3 + 6 * model.vocab_size * model.d_model
+    assert (own.time.compute - alone.time.compute) * 0.6 * 989e12 == pytest.approx(32 * 2048 * products)
+    assert dict(own.largest())["parameters of the teacher"] == own.teacher
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("case", [("parallel", 4, False), ("sequential", 2, False), ("none", 1, True)], ids=str)
+def test_modules_and_teachers_are_within_15_percent_of_what_is_compiled(case):
+    kind, tokens, taught = case
+    run = small_run(MultiToken(kind, tokens), taught)
+    memory = compile_lowered(lower_step(run, "v5e:4x4"), "test").memory
+    found = estimated_run(run, "v5e:4x4")
+    assert found.arguments == pytest.approx(memory.arguments, rel=0.001)
+    assert found.total == pytest.approx(memory.arguments + memory.temporaries, rel=0.15)
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("remat", ["none", "full", "attention", "branches", "dots"])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_every_policy_is_within_15_percent_of_what_is_compiled(remat, microbatches):
-    shape = {"vocab_size": 32_768, "num_layers": 8, "d_model": 1024, "num_heads": 8, "num_kv_heads": 2, "d_ff": 4096}
-    changed = {f"model.{key}": value for key, value in shape.items()}
+    changed = {f"model.{key}": value for key, value in SMALL.items()}
     changed |= {"model.remat": remat, "train.microbatches": microbatches, "mesh.replica": 1}
     planned = Planned("smollm3_3b", "v5e:4x4", 1, changed | {"batch.rows": 32, "batch.row_length": 2048})
     memory = compile_lowered(lower_step(planned.run, "v5e:4x4"), "test").memory
