@@ -47,7 +47,7 @@ def counted(total, graded):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("graded", [False, True], ids=["forward", "gradient"])
 def test_flops_match_what_xla_counts(name, graded):
-    """Within what norms, softmax and the like take. XLA finds what the backward pass computes again, with one module."""
+    """Within what norms, softmax and the like take. Of one module XLA sees what it would compute again."""
     modules, teacher = CASES[name]
     model = dataclasses.replace(MODEL, multi_token=modules)
     total = build(model, ObjectiveConfig(distill=DISTILL), 1, teacher)
