@@ -12,6 +12,7 @@ import pytest
 from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
+from optim.adaptive import adapt
 from optim.build import build
 from optim.config import AdaptiveConfig, OptimConfig, QKClipConfig
 from optim.metrics import Metrics, collect
@@ -110,6 +111,35 @@ def test_what_was_clipped_is_measured():
         "qk_clipped_heads": 2.0,
         "qk_clip_factor": 0.25,
     }
+
+
+@pytest.mark.parametrize(
+    "adaptive", [AdaptiveConfig(), AdaptiveConfig(rate="heads", slack=2.0)], ids=["", "adaptive"]
+)
+@pytest.mark.parametrize("treatment", ["query", "group"])
+def test_modules_are_clipped_as_layers_are(adaptive, treatment):
+    """Of the rows of logits those behind the trunk's: a model whose last layers are modules is clipped alike."""
+    whole, L = params(), 2  # of its three layers the trunk's
+    logits_LN = jnp.full((3, 6), 10.0).at[1, 2].set(200.0).at[2, 0].set(100.0)
+
+    def cut(tree):
+        own, last = (
+            jax.tree.map(lambda a, part=part: a[part], tree["layers"]) for part in (slice(L), slice(L, None))
+        )
+        return {**tree, "layers": own, "multi_token": {"layers": last}}
+
+    config = QKClipConfig(50.0, treatment)
+    chain = adapt(adaptive, config) if adaptive.slack else qk_clip(config)
+    found = []
+    for tree in (whole, cut(whole)):
+        ones = jax.tree.map(jnp.ones_like, tree)
+        found.append(chain.update(ones, chain.init(tree), tree, max_logit_LN=logits_LN))
+    (updates, state), (others, other_state) = found
+    jax.tree.map(np.testing.assert_array_equal, cut(updates)["layers"]["attention"], others["layers"]["attention"])
+    modules = (tree["multi_token"]["layers"]["attention"] for tree in (cut(updates), others))
+    jax.tree.map(np.testing.assert_array_equal, *modules)
+    jax.tree.map(np.testing.assert_array_equal, collect(state), collect(other_state))
+    assert int(collect(other_state)["qk_clipped_heads"]) == 2
 
 
 def test_qk_norm_is_refused():
