@@ -19,7 +19,8 @@ from objectives_lab import batch_of
 from optim.build import OPTIMIZERS
 from optim.config import OptimConfig, QKClipConfig
 from optim.groups import path_name
-from train.config import TrainConfig
+from train.config import ExportConfig, TrainConfig
+from train.export import export
 from train.run import Run, make_program
 from train.sharding import make_mesh
 
@@ -144,6 +145,11 @@ def test_the_trunk_begins_as_without_modules_and_all_parameters_are_counted(kind
     del params["multi_token"]
     for own, other in zip(jax.tree.leaves(params), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_modules_that_are_not_there_are_not_kept(tmp_path):
+    with pytest.raises(UserError, match=r"export\.multi_token keeps modules, and model\.multi_token has none"):
+        export(ExportConfig(multi_token=True), make_run("trunk"), tmp_path)
 
 
 @every_kind
