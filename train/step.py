@@ -112,17 +112,18 @@ OVERLAP = {
 }
 
 
-# XLA of libtpu 0.0.51 takes the sums of gradients out of the loop over microbatches, and fails at those of a head of
-# its own.
+# XLA of libtpu 0.0.51 takes the sums of gradients out of the loops over microbatches and over modules, and fails at
+# those of a head of its own, and of the output layer that modules share.
 SAFE = {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motion"}
+FAILS = {"head", "multi_token"}  # parameters
 
 
-def compiler_options(mesh: Mesh, has_head: bool = False) -> dict[str, bool | int | str]:
+def compiler_options(mesh: Mesh, fails: bool = False) -> dict[str, bool | int | str]:
     """What XLA is told beside its defaults for the devices of a mesh."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         if target().platform != "tpu" or mesh.size == 1:
             return {}
-        return (OVERLAP if target().kind == V5E else {}) | (SAFE if has_head else {})
+        return (OVERLAP if target().kind == V5E else {}) | (SAFE if fails else {})
 
 
 def compile_step(
@@ -134,5 +135,5 @@ def compile_step(
         in_shardings=(state_shardings, batch_sharding, *teacher),
         out_shardings=(state_shardings, NamedSharding(batch_sharding.mesh, P())),  # every process reads all metrics
         donate_argnums=0,
-        compiler_options=compiler_options(batch_sharding.mesh, "head" in state_shardings.params),
+        compiler_options=compiler_options(batch_sharding.mesh, not FAILS.isdisjoint(state_shardings.params)),
     )
