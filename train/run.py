@@ -198,7 +198,7 @@ def open_corpus(run: Run, workdir: Path) -> Corpus:
 def require_sentinels(config: FillInTheMiddleConfig, special: Collection[str], where: str) -> None:
     """Refuses to rearrange documents by tokens that are not `special` in a tokenizer."""
     for key, name in config.sentinels.items():
-        if config.asked and name not in special:
+        if name not in special:
             raise UserError(
                 f"config objective.fill_in_the_middle.{key}: {name!r} is not a special token of {where}"
                 f"{suggest(name, special)}; name one that is, or train a tokenizer with tokenizer.special="
