@@ -204,9 +204,14 @@ class Experiment:
 
         The devices of other processes are not known yet; a run that has begun may have ended on other devices.
         """
-        from train.run import require_layout, require_optimizer
+        from data.tokenize import special_tokens
+        from train.run import require_layout, require_optimizer, require_sentinels
 
         require_optimizer(self.training)
+        infill, tokenizer = self.parts["objective"].fill_in_the_middle, self.parts["tokenizer"]
+        if infill.asked:
+            where = tokenizer.path or "the tokenizer that config.tokenizer trains"
+            require_sentinels(infill, special_tokens(tokenizer, self.workdir), where)
         if alone and not (self.workdir / "train").exists():
             require_layout(self.training)
 

@@ -7,6 +7,7 @@ import numpy as np
 from core.errors import UserError, suggest
 from core.files import fingerprint
 from data.config import Packing
+from data.infill import FillInTheMiddle
 from data.order import derive_seed
 from data.rows import Growth, Rows, Source
 from data.shards import TokenShards
@@ -18,8 +19,8 @@ POOL = ""  # the name of all documents as one source, which an empty mixture rea
 class Corpus:
     """Sources of token shards; rows and streams are made once and shared, so that equal ones are one object."""
 
-    def __init__(self, shards: TokenShards, seed: int):
-        self.shards, self.seed = shards, seed
+    def __init__(self, shards: TokenShards, seed: int, infill: FillInTheMiddle | None = None):
+        self.shards, self.seed, self.infill = shards, seed, infill
         self.generations = tuple(map(fingerprint, shards.hashes))  # first those curated at first, then what was added
         self.source = functools.cache(self._source)
         self.rows = functools.cache(self._rows)
@@ -45,7 +46,7 @@ class Corpus:
         generations = self.generations_of(name, len(self.generations))
         later = [documents for documents in generations[base:] if len(documents)]
         seed = self.seed if name == POOL else derive_seed(self.seed, "source", name)
-        return Source(self.shards, [np.concatenate(generations[:base]), *later], seed)
+        return Source(self.shards, [np.concatenate(generations[:base]), *later], seed, self.infill)
 
     def _rows(self, name: str, base: int, row_length: int, packing: Packing, growths: tuple[Growth, ...]) -> Rows:
         source = self.source(name, base)

@@ -245,7 +245,7 @@ def outcome(packing: Packing, source: Source, window: int, row_length: int) -> O
     lengths = source.lengths[source.shuffled(0, window)]
     plan, sizes = arrange(packing, lengths, row_length), lengths - 1  # a document's last token predicts nothing
     rows = int(count_rows(packing, lengths, np.array([0, len(lengths)]), row_length)[0])
-    trained = source.shards.predicted[source.documents[source.shuffled(0, window)]]
+    trained = source.predicted[source.shuffled(0, window)]
     predicted, slots = int(trained.sum()), rows * row_length
     if packing == "split":
         begins = plan.starts[:-1]

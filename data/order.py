@@ -1,4 +1,4 @@
-"""The order of everything: a permutation of any length that needs no memory and has an inverse."""
+"""The order of everything: permutations of any length that need no memory and have inverses; draws by number."""
 
 import hashlib
 
@@ -11,6 +11,19 @@ def derive_seed(*parts: int | str) -> int:
     """A 64-bit seed that differs for every list of parts, the same in any process."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def uniform(seed: int, index: np.ndarray) -> np.ndarray:
+    """A number of [0, 1) for each index: the outputs of SplitMix64 by their number."""
+    state = np.asarray(index, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    return (_scramble(state) >> np.uint64(11)) * 2.0**-53
+
+
+def _scramble(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser."""
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)
 
 
 class Permutation:
@@ -54,8 +67,5 @@ class Permutation:
         return left << self.half_bits | right
 
     def _mix(self, half: np.ndarray, key: np.uint64) -> np.ndarray:
-        """SplitMix64's finaliser over the keyed half."""
-        mixed = half + key
-        mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        return (mixed ^ mixed >> np.uint64(31)) & self.mask
+        """The keyed half, scrambled."""
+        return _scramble(half + key) & self.mask

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.packing import Piece, empty_row
 from data.plan import Plan
+from data.repeats import Repeats
 from data.targets import Targets
 
 READER_THREADS = 2
@@ -51,11 +52,17 @@ class Batches:
     """The batches of a run, by number or in order from any number on.
 
     With `take`, a host reads only rows it needs of each global batch; the others cost nothing. With `targets`,
-    batches are a `TaughtBatch`.
+    batches are a `TaughtBatch`. With `repeats`, what is repeated too often has no weight.
     """
 
-    def __init__(self, plan: Plan, take: Take | None = None, targets: Targets | None = None):
-        self.plan, self.take, self.targets = plan, take, targets
+    def __init__(
+        self,
+        plan: Plan,
+        take: Take | None = None,
+        targets: Targets | None = None,
+        repeats: Repeats | None = None,
+    ):
+        self.plan, self.take, self.targets, self.repeats = plan, take, targets, repeats
         self.dataset = grain.MapDataset.source(self)
 
     def __len__(self) -> int:
@@ -78,6 +85,9 @@ class Batches:
                 field_BT[place] = field_T
             if self.targets is not None:
                 taught.append(self.targets.row(stream.pieces(number), length))
+        if self.repeats is not None:
+            given = batch.targets_BT, batch.segment_ids_BT, batch.weights_BT
+            batch = batch._replace(weights_BT=self.repeats.weights(*given))
         return TaughtBatch(*batch, *map(np.stack, zip(*taught))) if taught else batch
 
     def documents(self, k: int) -> list[RowDocument]:

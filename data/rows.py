@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.config import Packing
+from data.infill import SENTINELS, FillInTheMiddle
 from data.order import Permutation, derive_seed
 from data.packing import BestFit, Piece, Row, Split, arrange, count_rows
 from data.shards import Tokens, TokenShards, end_to_end
@@ -43,17 +44,33 @@ class Place(NamedTuple):
 class Source:
     """Documents of one name, by the generation in which they came, and the windows they make."""
 
-    def __init__(self, shards: TokenShards, generations: list[np.ndarray], seed: int):
+    def __init__(
+        self,
+        shards: TokenShards,
+        generations: list[np.ndarray],
+        seed: int,
+        infill: FillInTheMiddle | None = None,
+    ):
         """`generations` are numbers of documents in the shards."""
-        self.shards, self.seed = shards, seed
+        self.shards, self.seed, self.infill = shards, seed, infill
         self.documents = np.concatenate(generations)
         self.lengths = shards.lengths[self.documents]
+        self.predicted = shards.predicted[self.documents]  # tokens of each that are targets
+        if infill is not None:
+            more = SENTINELS * infill.chosen(shards, self.documents)
+            self.lengths, self.predicted = self.lengths + more, self.predicted + more
         bounds, self.windows = [np.zeros(1, np.int64)], []
         for documents in generations:
             own = window_bounds(shards.lengths[documents]) if len(documents) else np.zeros(1, np.int64)
             bounds.append(own[1:] + bounds[-1][-1])
             self.windows.append(sum(map(len, bounds)) - 1)
         self.bounds = np.concatenate(bounds)  # first document of each window, and the end
+
+    def read(self, documents: np.ndarray, epoch: int) -> list[Tokens]:
+        """Tokens of documents, given as their numbers in the shards, as an epoch has them."""
+        if self.infill is None:
+            return self.shards.read_tokens(documents)
+        return self.infill.read(self.shards, documents, epoch)
 
     def order(self, epoch: int, growths: tuple[Growth, ...]) -> np.ndarray:
         """The windows of an epoch in their order; of the epoch in which the source grew, those from then on."""
@@ -184,7 +201,7 @@ class Rows:
 
     def _load_tokens(self, epoch: int, window: int) -> Tokens:
         """The documents of a window end to end."""
-        return end_to_end(self.source.shards.read_tokens(self._plan(epoch, window)[1]))
+        return end_to_end(self.source.read(self._plan(epoch, window)[1], epoch))
 
 
 def window_bounds(lengths: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ class Rest:
     """What is left of a window, as rows of another kind."""
 
     def __init__(self, fragments: list[Fragment], epoch: int, rows: Rows):
-        self.fragments, self.epoch, self.shards = fragments, epoch, rows.source.shards
+        self.fragments, self.epoch, self.source = fragments, epoch, rows.source
         self.plan = arrange(rows.packing, np.array([part.length for part in fragments], np.int64), rows.row_length)
         self.count = self.plan.count
         seed = derive_seed(rows.source.seed, "rest", epoch, *(fragments[0] if fragments else ()), len(fragments))
@@ -96,7 +96,7 @@ class Rest:
     def tokens(self) -> Tokens:
         """The fragments end to end."""
         documents = np.array([fragment.document for fragment in self.fragments])
-        texts = self.shards.read_tokens(documents)
+        texts = self.source.read(documents, self.epoch)
         return end_to_end(
             [text.cut(part.begin, part.begin + part.length) for text, part in zip(texts, self.fragments)]
         )

@@ -7,7 +7,7 @@ workdir/added-1/tokens/ ...   the same for documents that were added
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,15 @@ def open_tokenizer(workdir: Path) -> Tokenizer:
     """The tokenizer of a workdir."""
     read_stage(workdir / TOKENIZER, "tokenize")
     return open_tokenizer_file(workdir / TOKENIZER)
+
+
+def special_tokens(config: TokenizerConfig, workdir: Path) -> Collection[str]:
+    """Names of the special tokens that the tokenizer of a config has, or will have once it is trained."""
+    if not config.path:
+        return config.special
+    if is_gone(config.path, workdir / TOKENIZER):
+        return open_tokenizer(workdir).special_tokens
+    return open_tokenizer_file(tokenizer_file(config)).special_tokens
 
 
 def take_tokenizer(config: TokenizerConfig, workdir: Path, stale: Stale) -> Tokenizer:

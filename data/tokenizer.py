@@ -73,8 +73,14 @@ class Tokenizer(abc.ABC):
         Without one for the beginning it begins with the end of another document, as in a stream of them: so its first
         token is predicted too, and bits per byte count every byte.
         """
+        begin, end = self.around
+        return [*begin, *self.encode(text), *end]
+
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a document begins and ends with beside its text."""
         end = () if self.eos is None else (self.eos,)
-        return [*(self.begin or end), *self.encode(text), *end]
+        return self.begin or end, end
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a document's beginning, to be continued: at least one, the end of another document if need be."""

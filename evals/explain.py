@@ -46,7 +46,7 @@ def explain(
 def _explain_step(run: Run, workdir: Path, plan: Plan, step: int, checkpoint: int | None) -> None:
     if not 1 <= step <= plan.steps:
         raise UserError(f"step {step:,} is not in this run, whose steps are 1 to {plan.steps:,}")
-    batches, segment = Batches(plan), plan.segment(step - 1)
+    batches, segment = Batches(plan, repeats=run.repeats), plan.segment(step - 1)
     documents = batches.documents(step - 1)
     params, saved = _params(run, workdir, step, checkpoint)
     batch = None if params is None else batches.batch(step - 1)

@@ -62,6 +62,7 @@ def inspect_data(run: Run, workdir: Path) -> Path:
     change = change_of(plan, workdir / train_run.FOLDER)
     spec = {"version": VERSION, "seed": run.seed, "history": to_json(plan.history), "change": change}
     spec["optim"] = dataclasses.asdict(run.optim)
+    spec["fill_in_the_middle"] = dataclasses.asdict(run.objective.fill_in_the_middle)
     stage = Stage(workdir / FOLDER, {**spec, "documents": plan.corpus.generations}, stale="replace")
     path = stage.folder / "inspect-data.html"
     if stage.finished:

@@ -14,6 +14,7 @@ from objectives.distill import Logits
 from objectives.interface import OWN, Named, Objective, Teacher, see
 from objectives.multi_token import Modules, Trunk
 from objectives.next_token import NextToken
+from objectives.predicted import Predicted
 from objectives.targets import StoredTargets
 from objectives.transfer import Transfer, projections, spread
 
@@ -120,6 +121,8 @@ def build(
         objectives.append(Logits(distill.weight, distill.temperature, distill.divergence))
     if teacher is not None:
         objectives += _transfers(model, teacher, distill)
+    if config.repeats.asked:
+        objectives.append(Predicted())
     return Total(model, tuple(objectives), steps, teacher)
 
 
@@ -154,7 +157,7 @@ def require_teacher(model: ModelConfig, config: ObjectiveConfig, teacher: ModelC
 
 
 def require_room(model: ModelConfig, config: ObjectiveConfig, row_length: int) -> None:
-    """Refuses a row that no token so far ahead fits into."""
+    """Refuses a row that no token so far ahead fits into, or no repetition of those to be left out."""
     asked = {
         "model.multi_token.tokens": model.multi_token.tokens,
         "objective.multi_token.trunk": 1 + len(config.multi_token.trunk),
@@ -165,3 +168,10 @@ def require_room(model: ModelConfig, config: ObjectiveConfig, row_length: int) -
                 f"config {name} asks for {tokens} future tokens, and a row holds {row_length} (batch.row_length); "
                 "predict fewer, or lengthen the rows"
             )
+    repeats = config.repeats
+    if repeats.asked and (least := repeats.min_period * repeats.max_count) > row_length:
+        raise UserError(
+            f"config objective.repeats looks for {repeats.max_count} times {repeats.min_period} tokens, which are "
+            f"{least:,}, and a row holds {row_length} (batch.row_length); lower max_count or min_period, or lengthen "
+            "the rows"
+        )

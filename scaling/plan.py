@@ -20,10 +20,9 @@ from core.errors import UserError
 from core.files import MANIFEST, fingerprint, read_json, read_manifest, write_json
 from core.progress import say
 from data.config import Stage
-from data.corpus import Corpus
 from data.history import ask
 from data.plan import Plan
-from data.tokenize import TOKENS, open_split
+from data.tokenize import TOKENS
 from optim.cost import update_cost
 from scaling import compiled
 from scaling.chips import Topology
@@ -33,7 +32,7 @@ from scaling.step_time import StepTime, slowest, step_time
 from scaling.topology import lower_step
 from scaling.warnings import unexpected
 from train import step
-from train.run import Program, Run, make_program
+from train.run import Program, Run, make_program, open_corpus
 from train.sharding import abstract_mesh, batch_parts, shown
 
 VERSION = 2
@@ -261,7 +260,7 @@ def _data(run: Run, stages: tuple[Stage, ...], workdir: Path) -> dict[str, Any] 
     wanted = sum(stage.steps * stage.rows * stage.row_length for stage in stages)
     refused = ""
     try:
-        corpus = Corpus(open_split(workdir, "train", run.added), run.seed)
+        corpus = open_corpus(run, workdir)
         Plan((ask(run.batch, run.train.steps, corpus.generations),), corpus, run.seed)
     except UserError as error:
         refused = str(error)

@@ -99,6 +99,11 @@ class FakeShards:
         self.trained: dict[int, np.ndarray] = {}  # of those that are conversations
         self.predicted = np.maximum(self.lengths - 1, 0)
 
+    @property
+    def masked(self) -> np.ndarray:
+        """Which are conversations."""
+        return np.array([document in self.trained for document in range(len(self.lengths))])
+
     def read_tokens(self, documents: np.ndarray) -> list[Tokens]:
         """Their tokens."""
         self.reads += len(documents)

@@ -16,7 +16,6 @@ from data.corpus import Corpus
 from data.pipeline import Batches
 from data.plan import Plan
 from data.targets import Targets
-from data.tokenize import open_split
 from train import hosts, sharding, state
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
@@ -32,6 +31,7 @@ from train.run import (
     Run,
     first_state,
     make_program,
+    open_corpus,
     open_stored,
     read_history,
     recorded_history,
@@ -76,7 +76,7 @@ def train(
     """
     goodput = Goodput()
     _keep_compiled(workdir)
-    folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    folder, corpus = workdir / FOLDER, open_corpus(run, workdir)
     targets = open_stored(run, workdir, corpus.shards)
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
@@ -243,7 +243,7 @@ def set_up(
         _taught(run, program),
         current,
         start,
-        Batches(plan, functools.partial(sharding.host_rows, batch_sharding), targets),
+        Batches(plan, functools.partial(sharding.host_rows, batch_sharding), targets, run.repeats),
         batch_sharding,
     )
 

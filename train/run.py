@@ -1,26 +1,28 @@
 """One run: what it is made from, what it computes, its history, and the parameters that it has reached."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from core.errors import UserError
+from core.errors import UserError, suggest
 from core.files import MANIFEST, read_json, read_manifest, read_stage, require_spec
 from data import history as data_history
 from data.config import BatchConfig
 from data.corpus import Corpus
 from data.history import History
+from data.infill import FillInTheMiddle
 from data.plan import Plan
+from data.repeats import Repeats
 from data.shards import TokenShards
 from data.targets import TARGETS, Targets, made_by, open_targets, read_targets
-from data.tokenize import TOKENS, open_split
+from data.tokenize import TOKENS, open_split, open_tokenizer
 from model.config import ModelConfig
 from objectives.build import Total, require_room, require_teacher
 from objectives.build import build as build_objective
-from objectives.config import ObjectiveConfig
+from objectives.config import FillInTheMiddleConfig, ObjectiveConfig
 from objectives.interface import of_model
 from optim.build import build
 from optim.config import OptimConfig
@@ -75,6 +77,12 @@ class Run:
     def flops_per_token(self, row_length: int) -> float:
         """Training FLOPs a token, a teacher's included."""
         return self.learns.flops_per_token(row_length)
+
+    @property
+    def repeats(self) -> Repeats | None:
+        """What is left out of the loss because it is repeated."""
+        own = self.objective.repeats
+        return Repeats(own.min_period, own.max_period, own.max_count, own.mask == "row") if own.asked else None
 
     @property
     def batches(self) -> tuple[Steps, ...]:
@@ -172,6 +180,36 @@ def open_stored(run: Run, workdir: Path, shards: TokenShards) -> Targets | None:
     return open_targets(workdir, shards, run.added)
 
 
+def open_corpus(run: Run, workdir: Path) -> Corpus:
+    """The training documents as the objective reads them."""
+    shards, config = open_split(workdir, "train", run.added), run.objective.fill_in_the_middle
+    if not config.asked:
+        return Corpus(shards, run.seed)
+    for name in config.sources:
+        if name not in shards.source_names:
+            raise UserError(
+                f"config objective.fill_in_the_middle.sources names a source {name} that no document has"
+                f"{suggest(name, shards.source_names)}"
+            )
+    tokenizer = open_tokenizer(workdir)
+    require_sentinels(config, tokenizer.special_tokens, str(tokenizer.path))
+    ids = {key: tokenizer.special_tokens[name] for key, name in config.sentinels.items()}
+    begin, end = map(len, tokenizer.around)
+    rates = {"rate": config.rate, "spm_rate": config.spm_rate, "sources": config.sources}
+    return Corpus(shards, run.seed, FillInTheMiddle(run.seed, **rates, **ids, begin=begin, end=end))
+
+
+def require_sentinels(config: FillInTheMiddleConfig, special: Collection[str], where: str) -> None:
+    """Refuses to rearrange documents by tokens that are not `special` in a tokenizer."""
+    for key, name in config.sentinels.items():
+        if name not in special:
+            raise UserError(
+                f"config objective.fill_in_the_middle.{key}: {name!r} is not a special token of {where}"
+                f"{suggest(name, special)}; name one that is, or train a tokenizer with tokenizer.special="
+                f"{list(config.sentinels.values())}"
+            )
+
+
 def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:
     """The state before the first step."""
     if not run.start.folder:
@@ -207,6 +245,9 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
         decides["targets"] = made_by(read_manifest(workdir / TARGETS / MANIFEST)["spec"])
     else:
         del decides["objective"]["targets"]
+    for name in ("fill_in_the_middle", "repeats"):  # as in runs from before there were any
+        if not getattr(run.objective, name).asked:
+            del decides["objective"][name]
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     begins = start_spec(run.start, workdir)
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **begins, **teacher}
@@ -241,7 +282,7 @@ def open_plan(run: Run, workdir: Path, *, amend: bool = False) -> Plan:
 
     With `amend`, a config that asks for something else holds from the newest checkpoint on instead of being refused.
     """
-    folder, corpus = workdir / FOLDER, Corpus(open_split(workdir, "train", run.added), run.seed)
+    folder, corpus = workdir / FOLDER, open_corpus(run, workdir)
     recorded = recorded_history(folder)
     if not recorded:
         history = (data_history.ask(run.batch, run.train.steps, corpus.generations),)
@@ -266,7 +307,7 @@ def load_params(
             return imported_params(run.start, run.model, workdir, MeshConfig()), 0
         raise UserError(missing)
     require_spec(folder, read_json(folder / MANIFEST), run_spec(run, workdir))
-    require_history(run, workdir, Corpus(open_split(workdir, "train", run.added), run.seed))
+    require_history(run, workdir, open_corpus(run, workdir))
     abstract, shardings = _layout(run, sharding.make_mesh(), MeshConfig())  # of the devices here, not of the run
     if exactly is not None:
         return of_model(checkpoints.restore(abstract, shardings, exactly).params), exactly
