@@ -79,7 +79,7 @@ class Trunk:
 
 def nats_and_hits(seen: Seen, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Any:
     """The cross-entropy summed over tokens, and how many of them no other token is likelier than."""
-    out = seen.cross_entropy(hidden_BTD, targets_BT, weights_BT)
+    out = seen.cross_entropy(seen.predict(hidden_BTD), targets_BT, weights_BT)
     return out.loss, jnp.sum(out.hit_BT * weights_BT)
 
 
