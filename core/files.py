@@ -204,15 +204,15 @@ def _only_manifest(folder: Path) -> bool:
     return not any(path.is_file() and path.name != MANIFEST for path in folder.rglob("*"))
 
 
-def require_spec(folder: Path, manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+AGAIN = "use another --workdir, or --rebuild to set it aside and make it anew"
+
+
+def require_spec(folder: Path, manifest: Mapping[str, Any], spec: Mapping[str, Any], remedy: str = AGAIN) -> None:
     """Refuses a folder whose manifest has another spec, in the keys given, naming the first difference."""
     spec = json.loads(json.dumps(spec))
     made_from = {key: value for key, value in manifest["spec"].items() if key in spec}
     if made_from != spec:
-        raise UserError(
-            f"{folder} was made from something else ({first_difference(made_from, spec)}); "
-            "use another --workdir, or --rebuild to set it aside and make it anew"
-        )
+        raise UserError(f"{folder} was made from something else ({first_difference(made_from, spec)}); {remedy}")
 
 
 def set_aside(folder: Path) -> Path:

@@ -21,9 +21,9 @@ class EvalConfig:
     top_k: int = 50  # 0 is all
     top_p: float = 1.0
     min_p: float = 0.0
-    drafts: int = (
-        0  # tokens a pass of the trunk that modules of model.multi_token draft; the texts are the same without
-    )
+    # Tokens a pass of the trunk that modules of model.multi_token draft. Without, greedy texts are the same and drawn
+    # ones of the same distribution.
+    drafts: int = 0
 
     def __post_init__(self):
         require(0 <= self.overlap < 1, f"overlap={self.overlap} must lie in 0..1, 1 excluded")

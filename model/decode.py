@@ -96,7 +96,8 @@ class Decoder:
         x_B1D = jnp.take_along_axis(residual_BTD, lengths[:, None, None] - 1, axis=1)
         logits_BV = _logits(self.config, self.weights.outer, x_B1D)[:, 0]
         start_B = jnp.asarray(lengths)
-        return logits_BV, Rows(jnp.asarray(tokens_BS), start_B, start_B + 0, caches, memory, 0, 0)
+        counts = jnp.int32(0), jnp.int32(0)  # a Python number is of another type, for which the loop compiles anew
+        return logits_BV, Rows(jnp.asarray(tokens_BS), start_B, start_B + 0, caches, memory, *counts)
 
     def _recall(self, tokens_BS: np.ndarray, lengths: np.ndarray, residual_BTD: jax.Array, turn: Any) -> Memory:
         """What modules know after the prompts. Their newest places are computed again in the first round."""
@@ -117,8 +118,8 @@ def require_drafts(config: ModelConfig, drafts: int) -> None:
     modules = config.multi_token.modules
     if drafts and not modules:
         raise UserError(
-            f"eval.drafts={drafts} needs modules that predict further tokens, and this model has none: "
-            "it was trained without model.multi_token, or imported"
+            f"eval.drafts={drafts} needs modules that predict further tokens, and this model was trained without "
+            "(model.multi_token); leave eval.drafts at 0"
         )
     if drafts > modules:
         raise UserError(

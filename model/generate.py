@@ -25,13 +25,15 @@ def generate(
 
     A row ends with one of `stop_ids`, which is yielded, or when its cache is full; the token after the last that the
     cache holds is still yielded. Equal arguments give equal ids. Steps are computed several at once, up to what a
-    reader does not notice.
+    reader does not notice. Rows are filled up to a power of two, so that few numbers of them are compiled.
     """
     if max_tokens <= 0:
         return
+    asked = len(prompts)
+    prompts = [*prompts, *[prompts[0][:1]] * ((1 << (asked - 1).bit_length()) - asked)]
     lengths_B = np.array([len(prompt) for prompt in prompts])
     most_B = np.minimum(max_tokens, decoder.context + 1 - lengths_B)  # tokens that a row may get
-    ended_B = np.zeros(len(prompts), bool)
+    ended_B = np.arange(len(prompts)) >= asked
     rows = decoder.begin(prompts, sampling, seed)
     tokens_BS, ready_B, ahead = np.asarray(rows.tokens_BS), np.ones(len(prompts), int), 1
     for number in range(max_tokens):
@@ -45,5 +47,5 @@ def generate(
             tokens_BS, ready_B = np.asarray(rows.tokens_BS), np.asarray(rows.last_B) + 1 - lengths_B
             ahead = min(2 * ahead, MOST) if time.monotonic() - began < BLINK else max(ahead // 2, 1)
         ids = tokens_BS[np.arange(len(prompts)), np.minimum(lengths_B + number, tokens_BS.shape[1] - 1)].tolist()
-        yield [None if ended else token for ended, token in zip(ended_B, ids)]
+        yield [None if ended else token for ended, token in zip(ended_B[:asked], ids)]
         ended_B = ended_B | np.isin(ids, list(stop_ids))

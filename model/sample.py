@@ -28,7 +28,7 @@ class Sampling:
     def cuts(self, V: int) -> "Cuts":
         """The same for compiled functions, over V tokens."""
         few = 0 < self.top_k <= FEW < V
-        sorts = self.top_k or self.top_p < 1
+        sorts = self.temperature and (self.top_k or self.top_p < 1)
         most = (FEW if few else V) if sorts else 0  # sorting costs more than all the rest
         top_k = min(self.top_k or V, V)
         return Cuts(self.temperature, top_k, self.top_p, self.min_p, self.temperature == 0, most)

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.cross_entropy.api import linear_cross_entropy
 from kernels.cross_entropy.divergence import linear_divergence
 from objectives import schedule
 from objectives.interface import Measured, Named, Seen, mean
@@ -48,19 +47,18 @@ def forward_kl(seen: Seen, temperature: float) -> jax.Array:
 
     The entropy, for the metric alone, is the teacher's cross-entropy with itself.
     """
-    teacher, batch = seen.teacher.softened(temperature), seen.batch
+    teacher, batch = seen.teacher.predict(temperature=temperature), seen.batch
 
     def nats(of: Seen) -> jax.Array:
-        own, kernel = of.softened(temperature), of.model.kernels.cross_entropy
-        options = {"soft_cap": own.soft_cap, "teacher": teacher, "teacher_share": 1.0, "implementation": kernel}
-        return linear_cross_entropy(own.x_BTE, own.w_VE, batch.targets_BT, batch.weights_BT, **options).loss
+        own, tokens = of.predict(temperature=temperature), (batch.targets_BT, batch.weights_BT)
+        return of.cross_entropy(own, *tokens, teacher=teacher, teacher_share=1.0).loss
 
     return nats(seen) - jax.lax.stop_gradient(nats(seen.teacher))
 
 
 def other_divergence(kind: str, seen: Seen, temperature: float) -> jax.Array:
     """The same of those that `kernels/cross_entropy/divergence.py` computes."""
-    own, teacher = seen.softened(temperature), seen.teacher.softened(temperature)
+    own, teacher = (of.predict(temperature=temperature) for of in (seen, seen.teacher))
     return linear_divergence(kind, own.x_BTE, own.w_VE, seen.batch.weights_BT, teacher, own.soft_cap)
 
 

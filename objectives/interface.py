@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from kernels.cross_entropy.api import CrossEntropyOutput, linear_cross_entropy
-from kernels.cross_entropy.problem import Head
+from kernels.cross_entropy.problem import Head, TopK
 from model import transformer
 from model.config import ModelConfig
 
@@ -27,20 +27,23 @@ class Seen(NamedTuple):
     head_VD: jax.Array  # in the dtype of the computation
     teacher: "Seen | None" = None  # of the same batch, without gradient
 
-    def cross_entropy(
-        self, hidden_BTD, targets_BT, weights_BT, z_loss: float = 0.0, temperature: float = 1.0, **teacher: Any
-    ) -> CrossEntropyOutput:
-        """Of the output layer, its logits divided by a temperature, summed over tokens."""
+    def predict(self, hidden_BTD: jax.Array | None = None, temperature: float = 1.0) -> Head:
+        """Distributions, logits divided by a temperature: the next token's, or those of another hidden stream."""
+        hidden_BTD = self.output.hidden_BTD if hidden_BTD is None else hidden_BTD
         cap = self.model.final_soft_cap
         if temperature != 1:
             hidden_BTD, cap = hidden_BTD / temperature, cap and cap / temperature
-        options = {"soft_cap": cap, "implementation": self.model.kernels.cross_entropy, **teacher}
-        return linear_cross_entropy(hidden_BTD, self.head_VD, targets_BT, weights_BT, z_loss=z_loss, **options)
+        return Head(hidden_BTD, self.head_VD, cap)
 
-    def softened(self, temperature: float) -> Head:
-        """The next token's distributions, their logits divided by a temperature."""
-        cap = self.model.final_soft_cap
-        return Head(self.output.hidden_BTD / temperature, self.head_VD, cap and cap / temperature)
+    def cross_entropy(self, own: Head, targets_BT, weights_BT, **options: Any) -> CrossEntropyOutput:
+        """Of this model's distributions, summed over tokens; the options are those of `linear_cross_entropy`."""
+        options |= {"soft_cap": own.soft_cap, "implementation": self.model.kernels.cross_entropy}
+        return linear_cross_entropy(own.x_BTE, own.w_VE, targets_BT, weights_BT, **options)
+
+
+def nobody(of_BT: jax.Array) -> TopK:
+    """A teacher that names no token: its share of the cross-entropy is left out, and of the z-loss nothing."""
+    return TopK(jax.numpy.zeros((*of_BT.shape, 1), jax.numpy.int32), jax.numpy.zeros((*of_BT.shape, 1)))
 
 
 class Teacher(NamedTuple):

@@ -95,7 +95,7 @@ def sums_of(
     seen: Seen, hidden_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float = 0.0
 ) -> Named:
     """Over tokens: the cross-entropy, how often no other token is likelier, and a z-loss, where there is one."""
-    out = seen.cross_entropy(hidden_BTD, targets_BT, weights_BT, z_loss)
+    out = seen.cross_entropy(seen.predict(hidden_BTD), targets_BT, weights_BT, z_loss=z_loss)
     sums = {"loss": out.loss, "accuracy": jnp.sum(out.hit_BT * weights_BT)}
     if not z_loss:
         return sums

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from model import transformer
 from model.config import ModelConfig
 from objectives import schedule
-from objectives.interface import Measured, Named, Seen, mean, see
+from objectives.interface import Measured, Named, Seen, mean, nobody, see
 from objectives.schedule import Weight
 
 
@@ -30,18 +30,21 @@ class NextToken:
         return dict.fromkeys(("loss", "accuracy", *(["z_loss"] if self.z_loss else [])), count)
 
     def measure(self, seen: Seen, counts: Named, progress: jax.Array | float) -> Measured:
-        """Weighs what a teacher leaves."""
-        batch = seen.batch
-        out = seen.cross_entropy(seen.output.hidden_BTD, batch.targets_BT, batch.weights_BT, self.z_loss)
-        sums = {"loss": out.loss, "accuracy": jnp.sum(out.hit_BT * batch.weights_BT)}
+        """Weighs what a teacher leaves; the z-loss whole."""
+        batch, share = seen.batch, 1.0
+        options = {"z_loss": self.z_loss}
+        if self.taught:
+            share = 1 - schedule.at(self.taught, progress)
+            options |= {"teacher": nobody(batch.targets_BT), "teacher_share": 1 - share}
+        out = seen.cross_entropy(seen.predict(), batch.targets_BT, batch.weights_BT, **options)
+        nats = jnp.sum(out.nats_BT * batch.weights_BT) if self.taught or self.z_loss else out.loss
+        sums = {"loss": nats, "accuracy": jnp.sum(out.hit_BT * batch.weights_BT)}
         if self.z_loss:
-            nats = jnp.sum(out.nats_BT * batch.weights_BT)
-            sums |= {"loss": nats, "z_loss": out.loss - nats}
-        share = 1 - schedule.at(self.taught, progress) if self.taught else 1.0
-        return Measured(share * mean(out.loss, counts["loss"]), sums)
+            sums["z_loss"] = out.loss - share * nats
+        return Measured(mean(out.loss, counts["loss"]), sums)
 
 
 def token_nats(config: ModelConfig, params: transformer.Params, batch: Any) -> jax.Array:
     """Cross-entropy of every token in nats, zero where nothing is predicted; for evaluation."""
     seen, weights_BT = see(config, params, batch), jnp.asarray(batch.weights_BT)
-    return seen.cross_entropy(seen.output.hidden_BTD, batch.targets_BT, weights_BT).nats_BT * weights_BT
+    return seen.cross_entropy(seen.predict(), batch.targets_BT, weights_BT).nats_BT * weights_BT

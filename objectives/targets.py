@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kernels.cross_entropy.problem import TopK
 from objectives import schedule
-from objectives.interface import Measured, Named, Seen, mean
+from objectives.interface import Measured, Named, Seen, mean, nobody
 from objectives.schedule import Weight
 
 
@@ -41,16 +41,16 @@ class StoredTargets:
         """Weighs the two."""
         batch, share = seen.batch, schedule.at(self.weight, progress)
         teacher = TopK(batch.teacher_ids_BTk, batch.teacher_probs_BTk)
-        tokens = seen.output.hidden_BTD, batch.targets_BT, batch.weights_BT
-        nothing = jax.tree.map(lambda a: jnp.zeros_like(a[..., :1]), teacher)
-        named = teacher if self.temperature == 1 else nothing
-        out = seen.cross_entropy(*tokens, self.z_loss, teacher=named, teacher_share=share)
+        tokens = batch.targets_BT, batch.weights_BT
+        named = teacher if self.temperature == 1 else nobody(batch.targets_BT)
+        out = seen.cross_entropy(seen.predict(), *tokens, z_loss=self.z_loss, teacher=named, teacher_share=share)
         total, nats, teacher_nats = out.loss, summed(batch, out.nats_BT), summed(batch, out.teacher_nats_BT)
         sums = {"loss": nats, "accuracy": summed(batch, out.hit_BT), "teacher_loss": teacher_nats}
         if self.z_loss:
             sums["z_loss"] = out.loss - (1 - share) * nats - share * teacher_nats
         if self.temperature != 1:
-            softened = seen.cross_entropy(*tokens, temperature=self.temperature, teacher=teacher, teacher_share=1.0)
+            soft = seen.predict(temperature=self.temperature)
+            softened = seen.cross_entropy(soft, *tokens, teacher=teacher, teacher_share=1.0)
             total += share * self.temperature**2 * softened.loss
             sums["teacher_loss"] = summed(batch, softened.teacher_nats_BT)
         return Measured(mean(total, counts["loss"]), sums)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.cross_entropy.problem import capped
+from kernels.dispatch import BATCH_AXES, free_axes, mesh_axes
 from model import transformer
 from model.attention import Heads
 from model.config import ModelConfig
@@ -24,7 +25,8 @@ from objectives.interface import OWN, Measured, Named, Seen, mean
 from objectives.schedule import Weight
 
 MOST_PAIRS = 4
-BLOCK_LOGITS = 2**21  # relations of both models that live at a time, each
+BLOCK_LOGITS = 2**21  # relations of both models that live at a time, each, on a device
+LEAST_TOKENS = 16  # of a block, whatever it holds: fewer leave matrix units idle
 
 
 def spread(student: int, teacher: int) -> LayerMap:
@@ -156,12 +158,11 @@ def _cut(x_BTNH: jax.Array, number: int) -> jax.Array:
 def relation_kl(own: Relation, given: Relation, batch: Any) -> jax.Array:
     """Summed over tokens KL(given | own), a block of tokens at a time: no [T, T] of all heads exists."""
     B, T, R, _ = own.a_BTRH.shape
-    t = next(t for t in range(T, 0, -1) if T % t == 0 and (t == 1 or B * R * t * T <= BLOCK_LOGITS))
-    places_T = jnp.arange(T)
+    t, places_T = _block_length(B, T, R), jnp.arange(T)
 
     def block(total, tokens):
-        own_BtRH, given_BtRH, segments_Bt, places_t, weights_Bt = tokens
-        visible_BtT = (places_t[:, None] >= places_T) & (segments_Bt[..., None] == batch.segment_ids_BT[:, None])
+        own_BtRH, given_BtRH, segments_Bt, places_Bt, weights_Bt = tokens
+        visible_BtT = (places_Bt[..., None] >= places_T) & (segments_Bt[..., None] == batch.segment_ids_BT[:, None])
         visible_BRtT = visible_BtT[:, None]
         log_p_BRtT = _log_softmax(own._replace(a_BTRH=own_BtRH), visible_BRtT)
         log_q_BRtT = _log_softmax(given._replace(a_BTRH=given_BtRH), visible_BRtT)
@@ -169,12 +170,20 @@ def relation_kl(own: Relation, given: Relation, batch: Any) -> jax.Array:
         return total + jnp.sum(jnp.sum(nats_BRtT, (1, 3)) * weights_Bt) / R, None
 
     def blocks(x_BT: jax.Array) -> jax.Array:
-        """[T / t, B, t, ...]."""
-        return jnp.moveaxis(x_BT.reshape(B, T // t, t, *x_BT.shape[2:]), 1, 0)
+        """[blocks, B, t, ...], the last filled up with tokens that have no weight."""
+        filled = jnp.pad(x_BT, [(0, 0), (0, -T % t), *[(0, 0)] * (x_BT.ndim - 2)])
+        return jnp.moveaxis(filled.reshape(len(x_BT), -1, t, *x_BT.shape[2:]), 1, 0)
 
-    per_token = [own.a_BTRH, given.a_BTRH, batch.segment_ids_BT]
-    per_token = [*map(blocks, per_token), places_T.reshape(-1, t), blocks(batch.weights_BT)]
-    return jax.lax.scan(jax.checkpoint(block, prevent_cse=False), jnp.float32(0), tuple(per_token))[0]
+    rows = own.a_BTRH, given.a_BTRH, batch.segment_ids_BT, jnp.broadcast_to(places_T, (B, T)), batch.weights_BT
+    tokens = tuple(map(blocks, rows))
+    return jax.lax.scan(jax.checkpoint(block, prevent_cse=False), jnp.float32(0), tokens)[0]
+
+
+def _block_length(B: int, T: int, R: int) -> int:
+    """Tokens of each row in a block, by the rows that a device holds."""
+    sizes = free_axes()
+    rows = B // math.prod(sizes[axis] for axis in mesh_axes(BATCH_AXES, B))
+    return min(T, max(LEAST_TOKENS, BLOCK_LOGITS // (rows * R * T)))
 
 
 def _log_softmax(relation: Relation, visible_BRtT: jax.Array) -> jax.Array:

@@ -77,7 +77,6 @@ def train(
     goodput = Goodput()
     _keep_compiled(workdir)
     folder, corpus = workdir / FOLDER, open_corpus(run, workdir)
-    targets = open_stored(run, workdir, corpus.shards)
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")
@@ -86,6 +85,7 @@ def train(
     if is_finished(run, folder, corpus, amendment):
         say(f"train: {folder} is up to date")
         return
+    targets = open_stored(run, workdir, corpus.shards)
     keep = {"keep_last": run.train.keep_checkpoints, "keep_every": run.train.keep_every}
     checkpoints = Checkpoints(folder / CHECKPOINTS, **keep)
     setup = set_up(run, folder, corpus, targets, checkpoints, amendment)
@@ -180,6 +180,7 @@ def _open_stage(run: Run, workdir: Path, corpus: Corpus, stale: Stale) -> Stage 
     if stale == "set_aside":  # what replaces the run must be possible
         make_program(run, sharding.make_mesh(run.mesh))
         Plan((now,), corpus, run.seed)
+        open_stored(run, workdir, corpus.shards)
     if jax.process_index() != 0:
         return None
     stage = Stage(workdir / FOLDER, run_spec(run, workdir), stale=stale)

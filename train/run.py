@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from core.errors import UserError, suggest
-from core.files import MANIFEST, read_json, read_manifest, read_stage, require_spec
+from core.files import MANIFEST, read_json, read_stage, require_spec
 from data import history as data_history
 from data.config import BatchConfig
 from data.corpus import Corpus
@@ -176,7 +176,8 @@ def open_stored(run: Run, workdir: Path, shards: TokenShards) -> Targets | None:
     """The stored targets that a run learns from, if it does; refuses those that `config.teach` does not ask for."""
     if not run.objective.targets.asked:
         return None
-    require_spec(workdir / TARGETS, read_targets(workdir), {"teach": run.teach.decides()})
+    remedy = "set config.teach back, or run `launch.py teach --rebuild`"
+    require_spec(workdir / TARGETS, read_targets(workdir), {"teach": run.teach.decides()}, remedy)
     return open_targets(workdir, shards, run.added)
 
 
@@ -242,7 +243,7 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     else:  # as in runs from before there was any
         del decides["objective"]["distill"]
     if run.objective.targets.asked:
-        decides["targets"] = made_by(read_manifest(workdir / TARGETS / MANIFEST)["spec"])
+        decides["targets"] = _stored_by(workdir)
     else:
         del decides["objective"]["targets"]
     for name in ("fill_in_the_middle", "repeats"):  # as in runs from before there were any
@@ -251,6 +252,14 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     shards = [shard["hash"] for shard in tokens["train"]["shards"]]
     begins = start_spec(run.start, workdir)
     return {"version": VERSION, **decides, "seed": run.seed, "tokens": shards, **begins, **teacher}
+
+
+def _stored_by(workdir: Path) -> dict[str, Any]:
+    """How the stored targets were made; once a run has begun and they are gone, what the run's spec says of them."""
+    begun = workdir / FOLDER / MANIFEST
+    if not (workdir / TARGETS).exists() and begun.exists() and "targets" in (spec := read_json(begun)["spec"]):
+        return spec["targets"]
+    return made_by(read_stage(workdir / TARGETS, "teach")["spec"])
 
 
 def made_from(run: Run, workdir: Path) -> dict[str, Any]:

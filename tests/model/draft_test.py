@@ -179,5 +179,5 @@ def test_drafts_that_nobody_makes_are_refused():
     config, params = model("parallel")
     with pytest.raises(UserError, match=r"eval\.drafts=4 is more than the 3 modules"):
         Decoder(config, params, CONTEXT, 4)
-    with pytest.raises(UserError, match="needs modules that predict further tokens, and this model has none"):
+    with pytest.raises(UserError, match="needs modules that predict further tokens, and this model was trained"):
         Decoder(CONFIG, {name: leaf for name, leaf in params.items() if name != "multi_token"}, CONTEXT, 1)

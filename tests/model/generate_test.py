@@ -9,7 +9,7 @@ from decode_lab import read
 from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
-from model.decode import Decoder
+from model.decode import Decoder, _advance
 from model.generate import generate
 from model.sample import Sampling, probabilities, sample
 
@@ -95,6 +95,27 @@ def test_few_cuts_are_compiled():
     for top_k in range(100):
         sample(logits, Sampling(0.5 + top_k, top_k=top_k, min_p=0.01).cuts(200), 0, first)
     assert sample._cache_size() - before <= 3
+
+
+def test_the_loop_is_compiled_once():
+    """The rows that it gives back are of the types that it was given."""
+    before, rows = _advance._cache_size(), None
+    fresh = Decoder(CONFIG, transformer.init(CONFIG, 9), 24)
+    rows = fresh.begin([[1, 2]], GREEDY, 0)
+    for until in (4, 5, 9):
+        rows = fresh.advance(rows, np.array([until]), GREEDY, 0)
+    assert _advance._cache_size() == before + 1
+
+
+def test_few_loops_are_compiled(params):
+    """Whatever a client asks for: 1 to 8 texts, greedy or drawn by any cuts."""
+    fresh, before = Decoder(CONFIG, params, 8), _advance._cache_size()
+    cuts = [Sampling(t, top_k=k, top_p=p) for t in (0.0, 0.5) for k in (0, 5, 7) for p in (0.5, 1.0)]
+    for number in range(1, 9):
+        for sampling in cuts if number == 3 else cuts[:1]:
+            texts = list(generate(fresh, [[1, 2]] * number, max_tokens=3, sampling=sampling))
+            assert [len(step) for step in texts] == [number] * 3
+    assert _advance._cache_size() - before <= 4 + 2  # numbers of rows of greedy texts; other cuts of 4 rows
 
 
 @pytest.mark.parametrize("cut", [Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(2.0, min_p=1.0)])

@@ -12,6 +12,7 @@ from core.config import parse
 from core.errors import UserError
 from model import transformer
 from model.config import ModelConfig
+from objectives import transfer
 from objectives.build import build
 from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, ObjectiveConfig
 from objectives.interface import mean
@@ -30,12 +31,9 @@ def inside(**signals):
 
 
 KINDS = {
-    "forward": DistillConfig(weight=0.6),
-    "forward, soft": DistillConfig(weight=1.0, temperature=2.0),
-    "reverse": DistillConfig(weight=0.6, divergence="reverse_kl"),
-    "reverse, soft": DistillConfig(weight=0.6, temperature=2.0, divergence="reverse_kl"),
-    "mean": DistillConfig(weight=0.6, divergence="jensen_shannon"),
-    "mean, soft": DistillConfig(weight=0.6, temperature=2.0, divergence="jensen_shannon"),
+    "forward": DistillConfig(weight=1.0, temperature=2.0),
+    "reverse": DistillConfig(weight=0.6, temperature=2.0, divergence="reverse_kl"),
+    "mean": DistillConfig(weight=0.6, temperature=2.0, divergence="jensen_shannon"),
     "maps": inside(attention=AttentionConfig(maps=0.7, layers=((1, 1), (2, 3)))),
     "values": inside(attention=AttentionConfig(values=0.7, layers=((2, 3), (2, 2)))),
     "features": inside(features=FeaturesConfig(weight=0.7, layers=((1, 2), (2, 3)))),
@@ -70,6 +68,16 @@ def value(params, teacher, batch, distill, model=STUDENT, taught_by=TEACHER):
 graded = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True), static_argnums=(3, 4, 5))
 
 
+@functools.cache
+def plain(kind):
+    """The definition, compiled once for batches of one shape."""
+
+    def loss(params, teacher, batch):
+        return plain_transformer.distilled(STUDENT, params, TEACHER, teacher, batch, KINDS[kind])
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
 @every_kind
 @pytest.mark.parametrize("packed", [True, False])
 def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed):
@@ -78,8 +86,7 @@ def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed)
     (loss, _), (gradients, of_teacher) = graded(params, teacher, batch, distill)
     with jax.enable_x64(True):
         wide, wide_teacher = jax.tree.map(lambda a: jax.numpy.asarray(a, np.float64), (params, teacher))
-        plain = lambda p: plain_transformer.distilled(STUDENT, p, TEACHER, wide_teacher, batch, distill)  # noqa: E731
-        expected, expected_gradients = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(plain))(wide))
+        expected, expected_gradients = jax.tree.map(np.asarray, plain(kind)(wide, wide_teacher, batch))
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     for (path, found), right in zip(
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected_gradients), strict=True
@@ -87,6 +94,30 @@ def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed)
         assert np.abs(right).max() > 0, path
         np.testing.assert_allclose(found, right, atol=1e-5 * max(1, np.abs(right).max()), rtol=0, err_msg=str(path))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_teacher))
+
+
+def test_a_z_loss_is_added_whole():
+    """Whatever part of the cross-entropy gives way to the teacher."""
+    batch, totals = make_batch(), {}
+    for z_loss in (0.0, 1e-2):
+        total = build(STUDENT, ObjectiveConfig(z_loss=z_loss, distill=DistillConfig(weight=0.9)), teacher=TEACHER)
+        counts = total.counts(batch)
+        totals[z_loss], metrics = total.loss(params_of(STUDENT, 1), batch, counts, teacher=params_of(TEACHER, 2))
+    expected = float(mean(metrics.sums["z_loss"], counts["z_loss"]))
+    assert expected > 0.01
+    assert float(totals[1e-2] - totals[0.0]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["maps", "values"])
+def test_blocks_of_tokens_are_as_all_at_once(kind, monkeypatch):
+    """Blocks of 5 of the 12 tokens, the last filled up, and of all rows at once."""
+    distill, batch = KINDS[kind], make_batch()
+    given = params_of(STUDENT, 1, distill), params_of(TEACHER, 2), batch, distill
+    whole = graded(*given)
+    monkeypatch.setattr(transfer, "BLOCK_LOGITS", 0)
+    monkeypatch.setattr(transfer, "LEAST_TOKENS", 5)
+    in_blocks = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(*given)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6), in_blocks, whole)
 
 
 LOGITS = [kind for kind in KINDS if kind not in ("maps", "values", "features", "all")]

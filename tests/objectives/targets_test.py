@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import objectives_lab
 import plain_transformer
 from data.pipeline import TaughtBatch
 from model import transformer
@@ -14,9 +15,10 @@ from model.config import ModelConfig
 from objectives.build import build
 from objectives.config import DistillConfig, FeaturesConfig, ObjectiveConfig, TargetsConfig
 from objectives.interface import mean
+from objectives_lab import T, V
 from train.compress import draw, largest, place_keys
 
-V, T, K = 48, 12, 5
+K = 5
 MODEL = ModelConfig(V, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24, init_std=0.3)
 
 
@@ -29,21 +31,15 @@ def params():
 
 
 def make_batch(rows=2, seed=0):
-    """Two documents a row, padding at the end, a token that is not trained on; distributions of five ids at most."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(0, V, (rows, T + 1)).astype(np.int32)
-    segments, weights = np.ones((rows, T), np.int32), np.ones((rows, T), np.float32)
-    positions = np.tile(np.arange(T, dtype=np.int32), (rows, 1))
-    for row in range(rows):
-        first = 5 + row
-        segments[row, first:], segments[row, -1] = 2, 0
-        positions[row, first:] = np.arange(T - first)
-        weights[row, [first - 1, T - 2, T - 1, 2]] = 0
+    """Distributions of five ids at most, beside the tokens."""
+    batch, random = objectives_lab.make_batch(rows=rows, seed=seed), np.random.default_rng(seed + 1000)
     ids = np.argsort(random.random((rows, T, V)))[..., :K].astype(np.int32)
     used = np.arange(K) < random.integers(1, K + 1, (rows, T, 1))
     counts = random.multinomial(20, np.full(K, 1 / K), (rows, T)) * used
-    probs = (counts / np.maximum(counts.sum(-1, keepdims=True), 1) * (weights[..., None] > 0)).astype(np.float32)
-    return TaughtBatch(tokens[:, :-1], tokens[:, 1:], segments, positions, weights, ids, probs)
+    probs = (counts / np.maximum(counts.sum(-1, keepdims=True), 1) * (batch.weights_BT[..., None] > 0)).astype(
+        np.float32
+    )
+    return TaughtBatch(*batch, ids, probs)
 
 
 def value(params, batch, objective, temperature=1.0, model=MODEL, counts=None, progress=(0, 1)):

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from steps_lab import assert_alike, assert_as_one_device, gradients
 
 from core.errors import UserError
 from core.files import read_json
 from data.config import BatchConfig
-from lab import ROOT, launch, on_devices, smoke
+from lab import ROOT, launch, smoke
 from model import transformer
 from model.config import ModelConfig
 from model.hf import read_params
@@ -24,7 +25,7 @@ from optim.build import OPTIMIZERS
 from optim.config import OptimConfig
 from train.config import MeshConfig, TrainConfig
 from train.run import Run, make_program
-from train.sharding import make_mesh
+from train.sharding import abstract_mesh, make_mesh
 from train.teacher import Teacher, find_teacher, layout, load_teacher, require_same_tokenizer
 
 STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64)
@@ -48,50 +49,16 @@ def make_run(kind, **changes):
     return dataclasses.replace(run, **changes)
 
 
-def metrics_of(run, devices=1, steps=3):
-    """Every loss of every step."""
-    program = make_program(run, make_mesh(run.mesh, jax.devices()[:devices]))
-    state, found = program.init(), []
-    laid_out = jax.tree.map(lambda own: own.sharding, program.teacher[0])
-    teacher = jax.jit(lambda: transformer.init(TEACHER, 5), out_shardings=laid_out)()
-    before = jax.tree.map(np.array, teacher)
-    for step in range(steps):
-        state, metrics = program.step(state, batch_of(step), teacher)
-        names = [name for name in metrics if "loss" in name or "distill" in name or name == "grad_norm"]
-        found.append({name: float(metrics[name]) for name in names})
-    jax.tree.map(np.testing.assert_array_equal, before, teacher)  # neither changed nor given away
-    return found
-
-
-alone = functools.cache(lambda kind: metrics_of(make_run(kind)))
-
-
-def assert_alike(found, expected, tolerance):
-    for own, other in zip(found, expected, strict=True):
-        assert own.keys() == other.keys()
-        for name in own:
-            assert own[name] == pytest.approx(other[name], rel=tolerance, abs=5e-6), name
+alone = functools.cache(lambda kind: gradients(make_run(kind), batch_of(0)))
 
 
 @every_kind
 def test_microbatches_and_remat_change_nothing(kind):
     run = make_run(kind, train=TrainConfig(steps=3, microbatches=2))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))
-    assert_alike(metrics_of(run), alone(kind), 1e-5)
+    assert_alike(gradients(run, batch_of(0)), alone(kind))
 
 
-SCRIPT = """
-import sys
-import jax
-sys.path.insert(0, {tests!r})
-from train.config import MeshConfig
-from distill_test import alone, assert_alike, make_run, metrics_of
-
-for kind, mesh in {cases!r}:
-    run = make_run(kind, mesh=MeshConfig(**mesh))
-    assert_alike(metrics_of(run, 4), alone(kind), 1e-5)
-    print("as one device:", kind, mesh)
-"""
 FEW = (
     ("forward", {"fsdp": 2, "tensor": 2}),
     ("mean", {"tensor": 2, "context": 2}),
@@ -106,9 +73,8 @@ ALL = tuple(
 
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_meshes_train_as_one_device(cases):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
-    assert on_devices(4, script, timeout=1800).count("as one device:") == len(cases)
+def test_meshes_compute_as_one_device(cases, tmp_path):
+    assert_as_one_device(__file__, cases, alone, tmp_path)
 
 
 def test_the_teacher_lies_on_the_mesh_by_the_same_rules_and_in_its_own_dtype():
@@ -123,18 +89,9 @@ def test_the_teacher_lies_on_the_mesh_by_the_same_rules_and_in_its_own_dtype():
 
 def test_a_mesh_that_does_not_split_the_teacher_is_refused_by_its_name():
     """With 4 of `tensor`, the 2 key heads of the teacher."""
-    script = f"""
-    import sys
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
-    from train.config import MeshConfig
-    from train.run import require_layout
-    from distill_test import make_run
-    try:
-        require_layout(make_run("forward", mesh=MeshConfig(tensor=4)))
-    except Exception as error:
-        print("refused:", error)
-    """
-    assert "teacher/layers/attention/key" in on_devices(4, script)
+    teacher, mesh = make_run("forward").teacher, MeshConfig(tensor=4)
+    with pytest.raises(UserError, match="teacher/layers/attention/key"):
+        layout(teacher, abstract_mesh(mesh, 4, 1), mesh)
 
 
 def test_another_vocabulary_is_refused():

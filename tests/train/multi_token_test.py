@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from pathlib import Path
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from steps_lab import assert_alike, assert_as_one_device, gradients
 
 from core.errors import UserError
+from core.files import read_json
 from data.config import BatchConfig
 from data.pipeline import Batch
-from lab import on_devices, run_losses
+from lab import launch, run_losses, smoke
 from model import transformer
 from model.config import ModelConfig, MultiToken
 from objectives.config import MultiTokenConfig, ObjectiveConfig
@@ -43,46 +45,16 @@ def make_run(kind, **changes):
     return dataclasses.replace(run, **changes)
 
 
-def metrics_of(run, devices=1, steps=4):
-    """Every loss of every step."""
-    program = make_program(run, make_mesh(run.mesh, jax.devices()[:devices]))
-    state, found = program.init(), []
-    for step in range(steps):
-        state, metrics = program.step(state, batch_of(step))
-        found.append({name: float(metrics[name]) for name in metrics if "loss" in name or name == "grad_norm"})
-    return found
-
-
-alone = functools.cache(lambda kind: metrics_of(make_run(kind)))
-
-
-def assert_alike(found, expected, tolerance):
-    for own, other in zip(found, expected, strict=True):
-        assert own.keys() == other.keys()
-        for name in own:
-            # The z-loss is a difference of sums, and so has their last bits.
-            assert own[name] == pytest.approx(other[name], rel=tolerance, abs=5e-6), name
+alone = functools.cache(lambda kind: gradients(make_run(kind), batch_of(0)))
 
 
 @every_kind
 def test_microbatches_and_remat_change_nothing(kind):
     run = make_run(kind, train=TrainConfig(steps=4, microbatches=2))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))
-    assert_alike(metrics_of(run), alone(kind), 1e-5)
+    assert_alike(gradients(run, batch_of(0)), alone(kind))
 
 
-SCRIPT = """
-import sys
-import jax
-sys.path.insert(0, {tests!r})
-from train.config import MeshConfig
-from multi_token_test import alone, assert_alike, make_run, metrics_of
-
-for kind, mesh in {cases!r}:
-    run = make_run(kind, mesh=MeshConfig(**mesh))
-    assert_alike(metrics_of(run, 4), alone(kind), 1e-5)
-    print("as one device:", kind, mesh)
-"""
 FEW = (
     ("parallel", {"fsdp": 2, "context": 2}),
     ("sequential", {"tensor": 2, "context": 2}),
@@ -96,9 +68,8 @@ ALL = tuple(
 
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_meshes_train_as_one_device(cases):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
-    assert on_devices(4, script, timeout=1800).count("as one device:") == len(cases)
+def test_meshes_compute_as_one_device(cases, tmp_path):
+    assert_as_one_device(__file__, cases, alone, tmp_path)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -168,6 +139,32 @@ def test_real_text_is_learned_with_packing(kind, tmp_path):
     }[kind]
     losses = np.array(run_losses(tmp_path, run, ("loss", *names)))
     assert (losses[-5:].mean(0) < 0.85 * losses[0]).all(), losses[[0, -1]]
+
+
+def test_a_run_that_was_cut_goes_on_and_its_modules_draft_its_own_texts(corpus, finished, tmp_path):
+    """Parameters equal to the last bit; greedy texts that are the same with drafts and without."""
+    for name in ("curated", "tokenizer", "tokens"):
+        shutil.copytree(finished / name, tmp_path / "whole" / name)
+    modules = ("--config.model.multi_token.kind=sequential", "--config.model.multi_token.tokens=3")
+    flags = functools.partial(smoke, tmp_path / "whole", corpus, *modules, "--config.train.eval_every=0")
+    result = launch("train", *flags())
+    assert result.returncode == 0, result.stderr
+    checkpoint = tmp_path / "whole" / "train" / "checkpoints" / "24"
+    arrays = read_json(checkpoint / "manifest.json")["arrays"]
+    assert any(name.startswith("params/multi_token/") for name in arrays)
+    shutil.rmtree(checkpoint)
+    result = launch("train", *flags())
+    assert "from step 20" in result.stderr, result.stderr
+    assert read_json(checkpoint / "manifest.json")["arrays"] == arrays
+
+    texts = {}
+    for drafts in (0, 2):
+        greedy = ("--config.eval.temperature=0.0", f"--config.eval.drafts={drafts}", "--max_tokens=20")
+        result = launch("generate", *flags(*greedy), "--prompt=The ")
+        assert result.returncode == 0, result.stderr
+        assert ("drafts" in result.stderr) == bool(drafts)
+        texts[drafts] = result.stdout
+    assert texts[2] == texts[0] != ""
 
 
 ROOM = {
