@@ -112,10 +112,10 @@ def refused(result, message):
 
 
 def test_a_teacher_that_is_killed_goes_on_and_a_student_trains_on_what_it_said(student, finished, corpus, tmp_path):
-    """Equal bytes; then each way in which the targets can be wrong, in one line."""
+    """Equal bytes, of a run as of its export; then each way in which the targets can be wrong, in one line."""
     refused(launch("train", *flags(student, corpus, finished)), "targets is not finished; run `launch.py teach`")
     undisturbed = shutil.copytree(student, tmp_path / "undisturbed")
-    result = launch("teach", *flags(undisturbed, corpus, finished))
+    result = launch("teach", *flags(undisturbed, corpus, finished / "export"))
     assert result.returncode == 0, result.stderr
     command = [sys.executable, str(ROOT / "launch.py"), "teach", *flags(student, corpus, finished)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -139,7 +139,7 @@ def test_a_teacher_that_is_killed_goes_on_and_a_student_trains_on_what_it_said(s
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
     assert rows[-1]["teacher_loss"] < rows[0]["teacher_loss"] - 0.05
 
-    again = flags(undisturbed, corpus, finished)
+    again = flags(undisturbed, corpus, finished / "export")
     refused(launch("train", *again, "--config.teach.tokens=20"), "targets was made from something else (teach.tokens")
     next((undisturbed / "targets").glob("*.array_record")).unlink()
     refused(launch("train", *again), "is missing or not")
