@@ -17,27 +17,35 @@ from ml_collections import ConfigDict
 
 from experiments import distill_teacher
 
-DISTILL = "objective.distill"
+DISTILL, TARGETS = "objective.distill", "objective.targets.weight"
+ALONE = (f"{DISTILL}.teacher", "")
 VARIANTS = {
-    "alone": {"set": ((f"{DISTILL}.teacher", ""),)},
-    "logits": {"lengths": (0.5, 0.6, 0.7, 1.0)},
+    "alone": {"set": (ALONE,), "tune": (("optim.learning_rate", (8e-3, 4e-3, 16e-3)),)},
+    "distributions": {"tuned_as": "alone", "lengths": (0.35, 0.5, 0.7, 1.0)},
     # One signal at a time, each beside the cross-entropy alone.
-    "features": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.features.weight", 1.0))},
-    "maps": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.attention.maps", 1.0))},
-    "values": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.attention.values", 1.0))},
+    "features": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.features.weight", 1.0)), "tuned_as": "alone"},
+    "maps": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.attention.maps", 1.0)), "tuned_as": "alone"},
+    "values": {"set": ((f"{DISTILL}.weight", 0.0), (f"{DISTILL}.attention.values", 1.0)), "tuned_as": "alone"},
     "all": {
         "set": (
             (f"{DISTILL}.features.weight", 1.0),
             (f"{DISTILL}.attention.maps", 1.0),
             (f"{DISTILL}.attention.values", 1.0),
         ),
-        "lengths": (0.5, 0.6, 0.7, 1.0),
+        "tuned_as": "alone",
+        "lengths": (0.5, 1.0),
+    },
+    # Stored before, about 52 bytes a token each.
+    "stored, 50 draws": {"set": (ALONE, (TARGETS, 0.9)), "tuned_as": "alone"},
+    "stored, 13 largest": {
+        "set": (ALONE, (TARGETS, 0.9), ("teach.method", "top_k"), ("teach.tokens", 13)),
+        "tuned_as": "alone",
     },
 }
 
 
 def get_config() -> ConfigDict:
-    """The teacher's line, half its depth and width, a tenth of its steps."""
+    """The teacher's line, half its depth and width, a fifteenth of its steps of a quarter of its tokens."""
     config = distill_teacher.get_config()
     with config.unlocked():
         config.objective = ConfigDict()
@@ -45,7 +53,18 @@ def get_config() -> ConfigDict:
         config.objective.distill.teacher = "runs/distill"
         config.objective.distill.dtype = "float32"  # of a CPU
         config.objective.distill.weight = 0.9
+        config.objective.targets = ConfigDict()
+        config.objective.targets.weight = 0.0
 
+        config.teach = ConfigDict()
+        config.teach.teacher = "runs/distill"
+        config.teach.dtype = "float32"
+        config.teach.method = "sample"
+        config.teach.tokens = 50
+        config.teach.context = 256
+        config.teach.overlap = 0.0
+
+        config.batch.row_length = 64
         config.model.num_layers = 2
         config.model.d_model = 64
         config.model.num_heads = 2
@@ -55,8 +74,8 @@ def get_config() -> ConfigDict:
 
         config.optim.warmup_steps = 10
         config.optim.decay_fraction = 0.7
-        config.train.steps = 150
-        config.train.eval_every = 30
+        config.train.steps = 200
+        config.train.eval_every = 50
         config.train.log_every = 10
         config.train.checkpoint_every = 1000
         config.eval.quick_bytes = 30_000
