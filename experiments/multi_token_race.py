@@ -49,6 +49,6 @@ def get_config() -> ConfigDict:
         config.eval.overlap = 0.0  # half the time
         config.compare = ConfigDict()
         config.compare.baseline = "next token"
-        config.compare.seeds = 4
+        config.compare.seeds = 3
         config.compare.variants = ConfigDict(VARIANTS)
     return config.lock()

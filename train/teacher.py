@@ -172,7 +172,7 @@ def layout(teacher: Teacher, mesh: Mesh, config: MeshConfig) -> transformer.Para
 def load_teacher(teacher: Teacher, laid_out: transformer.Params) -> transformer.Params:
     """The parameters, as `layout` has them."""
     if teacher.gone:
-        raise UserError(f"the teacher {teacher.folder} is gone, and the run cannot go on without it")
+        raise UserError(f"{teacher.folder} is gone, and the run cannot go on without its teacher")
     read = _read_folder if teacher.step is None else _read_checkpoint
     params = read(teacher, laid_out)
     say(f"teacher: {count(teacher.model.num_parameters)} parameters of {teacher.folder}")
