@@ -185,11 +185,11 @@ class Experiment:
     def training(self) -> Any:
         """What training needs, as one record."""
         from train.run import Run
-        from train.teacher import find_teacher
+        from train.teacher import teacher_of
 
         names = ("model", "batch", "objective", "optim", "train", "mesh", "start", "teach", "seed")
         own = {name: self.parts[name] for name in names}
-        teacher = find_teacher(self.parts["objective"].distill, self.workdir)
+        teacher = teacher_of(self.parts["objective"].distill, self.workdir)
         return Run(**own, added=len(self.parts["data"].added), teacher=teacher)
 
     def run(self, *verbs: str) -> None:

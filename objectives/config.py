@@ -85,7 +85,7 @@ def _require_layers(layers: LayerMap, *weights: Weight) -> None:
 class DistillConfig:
     """What a teacher's signals count: `config.objective.distill`; docs/objectives.md says more."""
 
-    # The workdir of another run, whose last checkpoint teaches or, where it did not train, the model it imported.
+    # The workdir of a run that trained, whose last checkpoint teaches, or that imported; or a Hugging Face folder.
     teacher: str = ""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the teacher's parameters and computation
     # w in (1 - w) * cross-entropy + w * temperature^2 * divergence; 0 leaves the teacher's logits out.

@@ -2,23 +2,25 @@
 
 Every trial is an ordinary run in a workdir of its own below `compare/runs/`, over the same tokens: a finished one is
 skipped (its checkpoints are gone, its numbers stay), an interrupted one continues. The trials that tune have seed 0,
-those that count 1, 2, ...
+those that count 1, 2, ... Stored distributions of a teacher are the workdir's, or made in `compare/taught/` where a
+variant asks for others.
 """
 
 import itertools
 import math
+import os
 import re
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from core.errors import UserError
-from core.files import fingerprint, read_json, write_json
+from core.files import MANIFEST, fingerprint, read_json, write_json
 from core.progress import duration, say
 from data.targets import TARGETS
 from evals.config import EvalConfig
@@ -26,9 +28,11 @@ from evals.evaluate import quick_evaluation
 from scaling.compare_page import write_page
 from scaling.compare_text import rows, table
 from scaling.config import CompareConfig, VariantConfig
+from train.config import TeachConfig
 from train.loop import train
 from train.metrics import Diverged, read_metrics
 from train.run import CHECKPOINTS, FOLDER, Run, abstract_state, run_spec
+from train.teach import require_same_teacher, teach
 
 PLACE = "compare"
 TOKENS = ("curated", "tokenizer", "tokens")
@@ -133,6 +137,7 @@ class _Lab:
         self.tuning: dict[str, list[tuple[Trial, Result]]] = {variant: [] for variant in config.variants}
         self.all: list[tuple[Trial, Result]] = []
         self.done, self.took = 0, []
+        self.places: dict[TeachConfig, Path] = {}
         base, _ = make_run({})
         self.steps = base.train.steps
         if not self.steps or not base.train.eval_every:
@@ -147,9 +152,7 @@ class _Lab:
         """Refuses what cannot be made, before the first trial runs."""
         for variant, own in self.config.variants.items():
             tried = ({**_first(own), key: value} for key, values in own.tune for value in values)
-            for keys, length in itertools.product(
-                [_first(own), *tried], sorted({1.0, *self.config.lengths_of(variant)})
-            ):
+            for keys, length in itertools.product([_first(own), *tried], self.config.lengths_of(variant)):
                 run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
                 abstract_state(run)
 
@@ -169,7 +172,7 @@ class _Lab:
             for value in values:
                 if number and value == keys[key]:
                     continue  # tried in the round before
-                trial = Trial(variant, {**keys, key: value}, 1.0, 0)
+                trial = Trial(variant, {**keys, key: value}, self.config.lengths_of(variant)[-1], 0)
                 self.tuning[variant].append((trial, self.run(trial)))
             keys = self._best(variant)
         return keys
@@ -185,7 +188,8 @@ class _Lab:
         """Trains where that is still to be done; a run that diverges is a result too."""
         self.done += 1
         run, evaluation = self.make_run(self._keys(trial))
-        made_from = fingerprint({"spec": run_spec(run, self.workdir), "run": repr(run), "eval": repr(evaluation)})
+        place = self._place(run)
+        made_from = fingerprint({"spec": run_spec(run, place), "run": repr(run), "eval": repr(evaluation)})
         named = re.sub(r"\W+", "-", trial.variant)
         folder = self.workdir / PLACE / "runs" / f"{named}-{trial.length:g}-{trial.seed}-{made_from[:12]}"
         path = folder / "result.json"
@@ -195,7 +199,7 @@ class _Lab:
             )
             say(f"compare: {self.done} of {self.total}{left}: {trial.shown}")
             began = time.monotonic()
-            found = self._train(run, evaluation, folder)
+            found = _train(run, evaluation, folder, place)
             self.took.append(time.monotonic() - began)
             found = found._replace(device=jax.devices()[0].device_kind, whole_seconds=self.took[-1])
             write_json(path, found._asdict())
@@ -203,18 +207,43 @@ class _Lab:
         self.all.append((trial, Result(**read_json(path))))
         return self.all[-1][1]
 
-    def _train(self, run: Run, evaluation: EvalConfig, folder: Path) -> Result:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (*TOKENS, *[TARGETS] * run.objective.targets.asked):
-            if not (folder / name).exists():
-                (folder / name).symlink_to(Path("../../..") / name)
-        failed = ""
-        try:
-            train(run, folder, make_evaluate=lambda: quick_evaluation(evaluation, run, folder))
-        except Diverged as error:
-            failed = str(error)
-            say(f"compare: {error}")
-        return _read(folder, run, failed)
+    def _place(self, run: Run) -> Path:
+        """Where the tokens of a trial lie and, if it learns from stored targets, those that it asks for."""
+        if not run.objective.targets.asked:
+            return self.workdir
+        if run.teach not in self.places:
+            self.places[run.teach] = self._with_targets(run.teach)
+        return self.places[run.teach]
+
+    def _with_targets(self, config: TeachConfig) -> Path:
+        """The workdir, if its stored targets are those that are asked for; else a folder in which they are made."""
+        made = self.workdir / TARGETS / MANIFEST
+        if made.exists() and read_json(made)["spec"]["teach"] == config.decides():
+            require_same_teacher(config, self.workdir)
+            return self.workdir
+        place = self.workdir / PLACE / "taught" / fingerprint(config.decides())[:12]
+        _link(TOKENS, self.workdir, place)
+        teach(config, place)
+        return place
+
+
+def _link(names: Iterable[str], source: Path, folder: Path) -> None:
+    """Makes folders of a workdir those of another below it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (folder / name).exists():
+            (folder / name).symlink_to(os.path.relpath(source / name, folder))
+
+
+def _train(run: Run, evaluation: EvalConfig, folder: Path, place: Path) -> Result:
+    _link((*TOKENS, *[TARGETS] * run.objective.targets.asked), place, folder)
+    failed = ""
+    try:
+        train(run, folder, make_evaluate=lambda: quick_evaluation(evaluation, run, folder))
+    except Diverged as error:
+        failed = str(error)
+        say(f"compare: {error}")
+    return _read(folder, run, failed)
 
 
 def _first(variant: VariantConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from core.page import Page, strong
 from evals import draw
-from scaling.compare_text import Row, cells, heading, judge, losses, table
+from scaling.compare_text import Row, cells, final, heading, judge, losses, named, table
 from scaling.verdict import interval
 
 
@@ -25,7 +25,7 @@ def write_page(found: Mapping[str, Any], own: list[Row], command: str, path: Pat
     )
     sheet = draw.Sheet(page)
     page.section("Final loss")
-    alt = ", ".join(f"{row.name} {row.loss.mean:.4f}" for row in own)
+    alt = ", ".join(f"{named(row.name, row.share)} {row.loss.mean:.4f}" for row in own)
     sheet.figure("final", functools.partial(_final, found), f"Held-out bits per byte at the end: {alt}")
     page.table(heading(own, found["baseline"]), cells(own))
     page.section("On the way")
@@ -50,18 +50,19 @@ def write_page(found: Mapping[str, Any], own: list[Row], command: str, path: Pat
 @draw.styled
 def _final(found: Mapping[str, Any], width: int) -> Figure:
     """Every run a dot, means with their intervals; shorter runs fainter below."""
+    by_length = losses(found)
     lines = [
-        (name, length, own[length])
-        for name, own in sorted(losses(found).items(), key=lambda pair: np.mean(pair[1][1.0]))
-        for length in sorted(own, reverse=True)
+        (name, length, length == max(by_length[name]), by_length[name][length])
+        for name, _ in sorted(final(by_length).items(), key=lambda pair: np.mean(pair[1]))
+        for length in sorted(by_length[name], reverse=True)
     ]
     left = 150 if width > 500 else 110
     figure = draw.blank(width, 60 + 26 * len(lines))
     axes = draw.panel(figure, left, 46, width - left - 30, 26 * len(lines))
-    base = interval(losses(found)[found["baseline"]][1.0])
+    base = interval(by_length[found["baseline"]][1.0])
     axes.axvspan(base.low, base.high, color=draw.LIGHT["grid"], linewidth=0)
-    for row, (_, length, values) in enumerate(lines):
-        colour = draw.LIGHT["blue" if length == 1 else "other"]
+    for row, (_, _, whole, values) in enumerate(lines):
+        colour = draw.LIGHT["blue" if whole else "other"]
         finite = [value for value in values if np.isfinite(value)]
         axes.plot(finite, [-row] * len(finite), "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
         if len(finite) == len(values):
@@ -69,7 +70,7 @@ def _final(found: Mapping[str, Any], width: int) -> Figure:
             axes.plot([mean.low, mean.high], [-row, -row], color=colour)
             axes.plot([mean.mean], [-row], "|", color=colour, markersize=14, markeredgewidth=2)
     axes.set_yticks([-row for row in range(len(lines))])
-    axes.set_yticklabels([name if length == 1 else f"{length:g} of the steps" for name, length, _ in lines])
+    axes.set_yticklabels([named(name if whole else "", length) for name, length, whole, _ in lines])
     axes.set_ylim(-len(lines) + 0.4, 0.6)
     axes.grid(visible=False)
     axes.set_xlabel(f"held-out bits per byte; shaded: {found['baseline']}", loc="left")
@@ -78,8 +79,8 @@ def _final(found: Mapping[str, Any], width: int) -> Figure:
 
 @draw.styled
 def _curves(found: Mapping[str, Any], width: int) -> Figure:
-    """Means over seeds of runs over all steps."""
-    names = list(found["variants"])
+    """Means over seeds of whole runs."""
+    names, by_length = list(found["variants"]), losses(found)
     lines = draw.legend_lines(
         [(name if i < len(draw.SERIES) else f"{name}, dashed", _colour(i)) for i, name in enumerate(names)],
         width - 60,
@@ -89,7 +90,8 @@ def _curves(found: Mapping[str, Any], width: int) -> Figure:
     draw.head(figure, "Held-out bits per byte", lines)
     ends = []
     for number, name in enumerate(names):
-        curves = [dict(map(tuple, one["curve"])) for one in found["variants"][name]["runs"]["1"] if not one["failed"]]
+        runs = found["variants"][name]["runs"][f"{max(by_length[name]):g}"]
+        curves = [dict(map(tuple, one["curve"])) for one in runs if not one["failed"]]
         if not curves:
             continue
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -13,9 +13,10 @@ class Row(NamedTuple):
     """What the table says of one variant."""
 
     name: str
+    share: float  # of the baseline's steps, that its whole runs take
     keys: str  # tuned
     trials: int  # that tuned it
-    loss: Interval  # held-out bits per byte after all steps
+    loss: Interval  # held-out bits per byte after its whole runs
     steps: Interval | None  # share of the baseline's steps to its final loss
     shortest: float  # length that was run: shares up to it are bounds
     reached: dict[float, float]  # by length: corrected p that the loss is below the baseline's over all steps
@@ -37,10 +38,15 @@ def losses(found: Mapping[str, Any]) -> dict[str, dict[float, list[float]]]:
     }
 
 
+def final(by_length: Mapping[str, Mapping[float, list[float]]]) -> dict[str, list[float]]:
+    """Of the whole runs of every variant."""
+    return {name: own[max(own)] for name, own in by_length.items()}
+
+
 def rows(found: Mapping[str, Any]) -> list[Row]:
     """One a variant, the lowest loss first."""
     by_length, base = losses(found), found["baseline"]
-    theirs = by_length[base][1.0]
+    theirs = final(by_length)[base]
     tests = {
         (name, length): p_less(values, theirs)
         for name, own in by_length.items()
@@ -51,7 +57,8 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
     base_seconds = _step_seconds(found["variants"][base]["runs"]["1"])
     made = []
     for name, variant in found["variants"].items():
-        own, whole = by_length[name], variant["runs"]["1"]
+        own, share = by_length[name], max(by_length[name])
+        whole = variant["runs"][f"{share:g}"]
         grid_LS = np.array([own[length] for length in sorted(own)])
         compared = name != base and np.isfinite(grid_LS).all() and np.isfinite(theirs).all()
         tuned = ", ".join(
@@ -61,9 +68,10 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
         made.append(
             Row(
                 name,
+                share,
                 tuned,
                 len(variant["tuning"]),
-                interval(own[1.0]),
+                interval(own[share]),
                 bootstrap_steps(theirs, sorted(own), grid_LS) if compared else None,
                 min(own),
                 {length: corrected[name, length] for length in own if name != base},
@@ -82,8 +90,8 @@ def _step_seconds(runs: list[Mapping[str, Any]]) -> float:
 
 
 def judge(found: Mapping[str, Any]) -> Verdict:
-    """At equal steps."""
-    return verdict({name: own[1.0] for name, own in losses(found).items()}, found["significance"])
+    """Of whole runs."""
+    return verdict(final(losses(found)), found["significance"])
 
 
 def table(found: Mapping[str, Any], own: list[Row]) -> str:
@@ -91,7 +99,7 @@ def table(found: Mapping[str, Any], own: list[Row]) -> str:
     head = heading(own, found["baseline"])
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(line) + " |" for line in cells(own)]
-    seeds = len(next(iter(losses(found).values()))[1.0])
+    seeds = len(losses(found)[found["baseline"]][1.0])
     lines += [
         "",
         f"{found['steps']:,} steps, {seeds} seeds; intervals are of 95%, p values of Welch's one-sided test against "
@@ -124,7 +132,7 @@ def cells(own: list[Row]) -> list[list[str]]:
     """A line of the table for each variant."""
     return [
         [
-            row.name,
+            named(row.name, row.share),
             _plus_minus(row.loss, 4) if math.isfinite(row.loss.high) else f"{row.failed} runs failed",
             shown_share(row.steps, row.shortest),
             shown_share(row.steps, row.shortest, row.slowness),
@@ -137,6 +145,11 @@ def cells(own: list[Row]) -> list[list[str]]:
         ]
         for row in own
     ]
+
+
+def named(name: str, share: float) -> str:
+    """A variant, and its share of the steps where it has not all."""
+    return ", ".join([name] * bool(name) + [f"{share:g} of the steps"] * (share != 1))
 
 
 def _lengths(own: list[Row]) -> list[float]:

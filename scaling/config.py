@@ -16,7 +16,8 @@ class VariantConfig:
     # One key after the other, each with its values; those before it at the best that was found.
     tune: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     tuned_as: str = ""  # takes the tuned keys of this variant, and tunes nothing
-    lengths: tuple[float, ...] = ()  # in place of all variants'; the last is 1
+    # In place of all variants'. The last is below 1 where a step costs more, so that whole runs cost the same.
+    lengths: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class CompareConfig:
         require(self.seeds >= 2, f"seeds={self.seeds} must be 2 or more: of one run nobody knows the spread")
         require(0 < self.significance < 1, f"significance={self.significance} must lie between 0 and 1")
         for name, lengths in [("", self.lengths), *((f"variants.{n}.", v.lengths) for n, v in self.variants.items())]:
-            ascending = all(a < b for a, b in zip((0.0, *lengths), lengths)) and lengths[-1:] == (1.0,)
-            require(
-                ascending or bool(name and not lengths), f"{name}lengths={lengths} must be ascending shares up to 1"
-            )
+            ascending = all(a < b <= 1 for a, b in zip((0.0, *lengths), lengths))
+            require(ascending, f"{name}lengths={lengths} must be ascending shares up to 1")
+        require(self.lengths[-1:] == (1.0,), f"lengths={self.lengths} must end with 1")
         if self.variants:
             require(len(self.variants) >= 2, "variants: one alone is no comparison")
             require(

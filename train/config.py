@@ -93,7 +93,7 @@ class TeachConfig:
     `config.objective.targets` trains with them; docs/objectives.md says more.
     """
 
-    # A Hugging Face folder, or the workdir of another run, whose export is read. Its tokenizer must be this run's.
+    # The workdir of a run that trained or imported, or a Hugging Face folder. Its tokenizer must be this run's.
     teacher: str = ""
     method: Method = "sample"  # random draws, which are unbiased; or top_k, the largest probabilities, which are not
     tokens: int = 50  # drawn, or the largest, of every distribution

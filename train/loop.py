@@ -39,7 +39,7 @@ from train.run import (
 )
 from train.step import Step
 from train.stop import Stop
-from train.teacher import load_teacher
+from train.teacher import load_teacher, require_same_tokenizer
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -77,6 +77,8 @@ def train(
     goodput = Goodput()
     _keep_compiled(workdir)
     folder, corpus = workdir / FOLDER, open_corpus(run, workdir)
+    if run.teacher and not run.teacher.gone:
+        require_same_tokenizer(run.teacher, workdir)
     hosts.require_same({"spec": run_spec(run, workdir), "run": repr(run), "amendment": amendment, "stale": stale})
     stage = _open_stage(run, workdir, corpus, stale)
     hosts.barrier("the stage is open")

@@ -32,7 +32,7 @@ from train.checkpoint import Checkpoints
 from train.config import MeshConfig, StartConfig, TeachConfig, TrainConfig
 from train.start import imported_params, is_only_imported, start_spec
 from train.step import Step, compile_step, make_step
-from train.teacher import Teacher, layout, require_same_tokenizer
+from train.teacher import Teacher, layout, require_reads
 
 VERSION = 3
 FOLDER, CHECKPOINTS, HISTORY, DEVICES = "train", "checkpoints", "history.json", "devices.json"
@@ -58,10 +58,11 @@ class Run:
         if bool(self.batch.stages) == bool(self.train.steps):
             either = "both say how long" if self.train.steps else "both leave open how long"
             raise UserError(f"config train.steps and batch.stages {either} to train; give one of them")
-        shortest = min(stage.row_length for stage in self.batch.plan(self.train.steps))
-        require_room(self.model, self.objective, shortest)
+        lengths = [stage.row_length for stage in self.batch.plan(self.train.steps)]
+        require_room(self.model, self.objective, min(lengths))
         if self.teacher is not None:
             require_teacher(self.model, self.objective, self.teacher.model)
+            require_reads(self.teacher, "batch.row_length", max(lengths))
 
     @property
     def steps(self) -> int:
@@ -220,8 +221,7 @@ def first_state(run: Run, workdir: Path, program: Program) -> state.TrainState:
 
 def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     """What decides the parameters that come out and cannot change within a run; the rest is in its history."""
-    tokenized = read_stage(workdir / TOKENS, "tokenize")
-    tokens = tokenized["summary"]
+    tokens = read_stage(workdir / TOKENS, "tokenize")["summary"]
     if run.model.vocab_size < tokens["vocab_size"]:
         raise UserError(
             f"config model.vocab_size={run.model.vocab_size} is less than the tokenizer's {tokens['vocab_size']}; "
@@ -238,7 +238,6 @@ def run_spec(run: Run, workdir: Path) -> dict[str, Any]:
     teacher = {}
     del decides["objective"]["distill"]["teacher"]  # which may lie elsewhere tomorrow
     if run.teacher:
-        require_same_tokenizer(run.teacher, workdir, tokenized["spec"]["tokenizer"])
         teacher = {"teacher": run.teacher.spec}
     else:  # as in runs from before there was any
         del decides["objective"]["distill"]

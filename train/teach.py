@@ -7,18 +7,16 @@ workdir/added-1/targets/ ...                           the same for documents th
 The teacher reads documents as windows of its context, packed into rows that depend on the shard and the config alone.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.files import MANIFEST, Stage, Stale, hash_file, read_json, read_manifest, require_spec, write_json
+from core.files import MANIFEST, Stage, Stale, read_json, read_manifest, require_spec, write_json
 from core.progress import Progress, count, quantity, say
 from data.curate.engine import added_folders
 from data.order import derive_seed
@@ -26,28 +24,17 @@ from data.packing import best_fit
 from data.shards import Tokens, TokenShards
 from data.targets import TARGETS, Distributions, Form, read_targets, tokens_spec, write_targets
 from data.tokenize import TOKENS, open_split, open_tokenizer
-from data.tokenizer import Tokenizer, open_tokenizer_file
 from data.windows import windows
 from model import transformer
 from model.config import ModelConfig
-from model.hf import read_params, require_tensors, weight_files
-from model.hf_config import MAX_BYTES, read_config, read_json_object
 from train import hosts, sharding
 from train.compress import draw, largest, place_keys
-from train.config import TeachConfig
-from train.export import FOLDER as EXPORT
-from train.start import seen_files
+from train.config import MeshConfig, TeachConfig
+from train.teacher import Teacher, find_teacher, layout, load_teacher, require_reads, require_same_tokenizer
 
 VERSION = 1
 LOGITS = 1 << 24  # that are computed at once: 64 MB in float32
 BATCHES = 16  # of a group of documents, which are packed together
-
-
-class Teacher(NamedTuple):
-    """A model that exists."""
-
-    model: ModelConfig
-    folder: Path
 
 
 def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = "refuse") -> None:
@@ -57,9 +44,10 @@ def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = 
         say(f"teach: {workdir / TARGETS} is up to date; {config.teacher} is no longer there")
         return
     shards, form = open_split(workdir, "train", added), Form(config.method, config.tokens, vocabulary(workdir))
-    teacher = find_teacher(config, workdir)
+    teacher = open_teacher(config)
+    require_same_tokenizer(teacher, workdir)
     _require_able(config, teacher, form)
-    spec = _made_by(config, teacher, form)
+    spec = {"version": VERSION, "teach": config.decides(), "teacher": teacher.spec, "vocab_size": form.vocab_size}
     stages = [Stage(folder / TARGETS, spec | tokens_spec(folder), stale=stale) for folder in folders]
     unfinished = []
     for stage in stages:
@@ -73,7 +61,7 @@ def teach(config: TeachConfig, workdir: Path, *, added: int = 0, stale: Stale = 
     bar = Progress("teach", sum(work.places for work in unfinished), start=sum(work.done for work in unfinished))
     predict = make_predict(config, teacher, form)
     for work in unfinished:
-        _make(work, config, form, predict, bar, seen_files(teacher.folder, spec["teacher"]))
+        _make(work, config, form, predict, bar, teacher.seen)
     bar.finish(f"{count(bar.done)} distributions")
 
 
@@ -108,77 +96,40 @@ def vocabulary(workdir: Path) -> int:
     return open_tokenizer(workdir).vocab_size
 
 
+def open_teacher(config: TeachConfig) -> Teacher:
+    """The model that the config names."""
+    return find_teacher("teach.teacher", config.teacher, config.dtype)
+
+
+def _is_gone(config: TeachConfig) -> bool:
+    """Whether the teacher is no longer where the config says, or the config does not say where."""
+    return not config.teacher or not Path(config.teacher).expanduser().exists()
+
+
 def require_same_teacher(config: TeachConfig, workdir: Path) -> None:
-    """Refuses stored targets of another teacher than the one that is named, where it is at hand."""
-    stage, folder = workdir / TARGETS, _folder(config)
-    if not config.teacher or not folder.exists():
+    """Refuses stored targets of another teacher than the one that is named, where both are at hand."""
+    if _is_gone(config) or not (workdir / TARGETS).exists():
         return
-    manifest = read_targets(workdir)
-    names = manifest["spec"]["teacher"]
-    if seen_files(folder, names) != manifest["summary"]["seen"]:  # hashing takes a second a gigabyte
-        require_spec(stage, manifest, {"teacher": _hashes(folder)})
+    teacher, made = open_teacher(config), read_targets(workdir)
+    if teacher.seen != made["summary"]["seen"]:
+        remedy = "name that teacher again, or run `launch.py teach --rebuild`"
+        require_spec(workdir / TARGETS, made, {"teacher": teacher.spec}, remedy)
 
 
 def _needs_no_teacher(config: TeachConfig, folders: list[Path]) -> bool:
     """Whether the teacher is gone, and what it said of the tokens of all folders is whole."""
     paths = [folder / TARGETS / MANIFEST for folder in folders]
     done = all(path.exists() and read_manifest(path)["complete"] for path in paths)
-    if not config.teacher or _folder(config).exists() or not done:
+    if not config.teacher or not _is_gone(config) or not done:
         return False
     for folder in folders:
         require_spec(folder / TARGETS, read_targets(folder), {"teach": config.decides()})
     return True
 
 
-def _folder(config: TeachConfig) -> Path:
-    """Where the model lies: of a run, in its export."""
-    folder = Path(config.teacher).expanduser()
-    return folder if (folder / "config.json").is_file() or not (folder / EXPORT).is_dir() else folder / EXPORT
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Of the files that are the teacher."""
-    return {path.name: hash_file(path) for path in (folder / "config.json", *weight_files(folder))}
-
-
-def find_teacher(config: TeachConfig, workdir: Path) -> Teacher:
-    """The model that the config names; refuses one that is not whole, or of another tokenizer."""
-    if not config.teacher:
-        raise UserError(
-            "config teach.teacher is empty; name a Hugging Face folder, or the workdir of a run that was exported"
-        )
-    folder = _folder(config)
-    model = read_config(folder)
-    require_tensors(folder, model)
-    _require_same_tokenizer(open_tokenizer(workdir), open_tokenizer_file(folder))
-    return Teacher(model, folder)
-
-
-def _require_same_tokenizer(own: Tokenizer, theirs: Tokenizer) -> None:
-    """Refuses a teacher whose ids mean something else. Special tokens may have other names, as <unk> has."""
-    special = {*own.special_tokens.values(), *theirs.special_tokens.values()}
-    pairs = enumerate(zip(own.token_bytes, theirs.token_bytes))
-    other = next((i for i, (ours, his) in pairs if ours != his and i not in special), None)
-    if own.vocab_size != theirs.vocab_size:
-        differ = f"{theirs.vocab_size:,} ids, not {own.vocab_size:,}"
-    elif other is not None:
-        differ = f"id {other} is {theirs.token_bytes[other]!r}, not {own.token_bytes[other]!r}"
-    else:
-        return
-    raise UserError(
-        f"the teacher's tokenizer {theirs.path} is another than {own.path} ({differ}), so its distributions are over "
-        "other tokens; give both one tokenizer (config.tokenizer.path)"
-    )
-
-
 def _require_able(config: TeachConfig, teacher: Teacher, form: Form) -> None:
     """Refuses a teacher of fewer ids or a shorter context than asked, and more ids of a place than there are."""
-    positions = read_json_object(teacher.folder / "config.json", MAX_BYTES).get("max_position_embeddings")
-    if positions and config.context > positions:
-        raise UserError(
-            f"config teach.context={config.context} is more than the {positions:,} tokens that the teacher "
-            f"{teacher.folder} reads at once; lower it"
-        )
+    require_reads(teacher, "teach.context", config.context)
     if teacher.model.vocab_size < form.vocab_size:
         raise UserError(
             f"the teacher {teacher.folder} has {teacher.model.vocab_size:,} ids, fewer than the tokenizer's "
@@ -199,23 +150,15 @@ def _require_devices(config: TeachConfig) -> None:
         raise UserError(f"config teach.rows={config.rows} is not a multiple of the {parts} devices")
 
 
-def _made_by(config: TeachConfig, teacher: Teacher, form: Form) -> dict[str, Any]:
-    """What decides the targets of any tokens."""
-    own = {"teach": config.decides(), "teacher": _hashes(teacher.folder)}
-    return {"version": VERSION, **own, "vocab_size": form.vocab_size}
-
-
 # What the teacher reads, by name [B, T], to what is kept of every place [B, T, k].
 Predict = Callable[[dict[str, np.ndarray]], Distributions]
 
 
 def make_predict(config: TeachConfig, teacher: Teacher, form: Form) -> Predict:
     """The teacher with its parameters on the devices here."""
-    model, dtype = dataclasses.replace(teacher.model, dtype=config.dtype), jnp.dtype(config.dtype)
     mesh = sharding.make_mesh()
-    params = read_params(teacher.folder, model, place=lambda leaf: leaf.astype(dtype))
-    params = jax.device_put(params, sharding.state_shardings(transformer.abstract(model), mesh))
-    compute = jax.jit(sharding.on_mesh(functools.partial(_distributions, config, model, form), mesh))
+    params = load_teacher(teacher, layout(teacher, mesh, MeshConfig()))
+    compute = jax.jit(sharding.on_mesh(functools.partial(_distributions, config, teacher.model, form), mesh))
     split = sharding.batch_sharding(mesh)
     return lambda batch: compute(params, jax.device_put(batch, split))
 

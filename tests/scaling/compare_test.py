@@ -14,6 +14,7 @@ from lab import ROOT, smoke
 from scaling import compare
 from scaling.compare_text import shown_share
 from scaling.verdict import Interval, bootstrap_steps, holm, interval, p_less, steps_to, verdict
+from train.config import TeachConfig
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -172,18 +173,46 @@ def test_a_comparison_is_made_once_and_told(finished, corpus, tmp_path, capsys, 
     assert race(workdir, corpus) == found  # nothing was trained
 
 
-def test_trials_find_the_stored_targets_of_the_workdir(finished, corpus, tmp_path, monkeypatch):
-    workdir, seen = prepared(finished, tmp_path), []
-    spec = {"teach": {"method": "sample"}, "tokens": []}
-    Stage(workdir / TARGETS, spec).finish([], {})
+def test_trials_find_stored_targets_in_the_workdir_or_they_are_made(finished, corpus, tmp_path, monkeypatch):
+    """Made once for all trials that ask for the same, over the workdir's tokens."""
+    workdir, seen, made = prepared(finished, tmp_path), {}, []
+
+    def make(config, folder):
+        made.append((config.tokens, (folder / "tokens").resolve()))
+        Stage(folder / TARGETS, {"teach": config.decides(), "tokens": []}).finish([], {})
 
     def look(run, folder, *, make_evaluate):
-        seen.append((folder / TARGETS).resolve())
+        seen.setdefault(run.teach.tokens, set()).add((folder / TARGETS).resolve())
         quickly(run, folder, make_evaluate=make_evaluate)
 
     monkeypatch.setattr(compare, "train", look)
-    race(workdir, corpus, "--config.objective.targets.weight=0.5")
-    assert set(seen) == {workdir / TARGETS}
+    monkeypatch.setattr(compare, "teach", make)
+    make(TeachConfig(), workdir)
+    race(
+        workdir, corpus, "--config.objective.targets.weight=0.5",
+        "--config.compare.variants.quick.set=(('teach.tokens', 20), ('optim.learning_rate', 1e-2))",
+    )  # fmt: skip
+    assert [tokens for tokens, _ in made] == [50, 20]
+    assert len({tokens for _, tokens in made}) == 1
+    assert seen[50] == {workdir / TARGETS}
+    assert {path.parents[1] for path in seen[20]} == {workdir / "compare" / "taught"}
+    assert len(seen[20]) == 1
+
+
+def test_whole_runs_of_fewer_steps_are_told_as_such(finished, corpus, tmp_path, capsys, monkeypatch):
+    workdir = prepared(finished, tmp_path)
+    monkeypatch.setattr(compare, "train", quickly)
+    found = race(
+        workdir, corpus, "--config.compare.variants.quick.lengths=(0.5,)",
+        "--config.compare.variants.quick.tune=(('optim.b2', (0.95, 0.9)),)",
+    )  # fmt: skip
+    quick = found["variants"]["quick"]
+    assert {length: len(runs) for length, runs in quick["runs"].items()} == {"0.5": 2}
+    assert {one["length"] for one in quick["tuning"]} == {0.5}
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[2].startswith("| quick, 0.5 of the steps | ")
+    assert "| at most 0.50 |" in lines[2]
+    assert "Quick ends lowest" in lines[-1]
 
 
 @pytest.mark.slow
@@ -205,6 +234,11 @@ def test_a_real_comparison_finds_the_better_rate(finished, corpus, tmp_path):
         ),
         (["--config.compare.variants.quick.tune=(('optim.b2', ()),)"], "variants.quick.tune: optim.b2 has no values"),
         (["--config.compare.variants.slow.lengths=(0.5, 1.0)"], "lengths=(0.5, 1.0): the baseline has all the steps"),
+        (
+            ["--config.compare.variants.quick.lengths=(0.5, 1.5)"],
+            "lengths=(0.5, 1.5) must be ascending shares up to 1",
+        ),
+        (["--config.compare.lengths=(0.5,)"], "lengths=(0.5,) must end with 1"),
         (["--config.compare.seeds=1"], "of one run nobody knows the spread"),
         (["--config.compare.variants.quick.tuned_as=mod"], "variants.quick.tuned_as='mod' is none of mad, "),
         (["--config.compare.variants.quick.set=(('optim.lr', 1),)"], "unknown config key optim.lr"),

@@ -14,7 +14,7 @@ from steps_lab import assert_alike, assert_as_one_device, gradients
 from core.errors import UserError
 from core.files import read_json
 from data.config import BatchConfig
-from lab import ROOT, launch, smoke
+from lab import ROOT, launch, on_devices, smoke
 from model import transformer
 from model.config import ModelConfig
 from model.hf import read_params
@@ -44,7 +44,7 @@ def make_run(kind, **changes):
     optim = OptimConfig(learning_rate=1e-3, warmup_steps=1, decay_fraction=0.0)
     run = Run(
         STUDENT, BatchConfig(rows=8, row_length=16), optim, TrainConfig(steps=3), seed=0,
-        objective=ObjectiveConfig(distill=KINDS[kind]), teacher=Teacher(Path("t"), 0, TEACHER, "", ""),
+        objective=ObjectiveConfig(distill=KINDS[kind]), teacher=Teacher(Path("t"), 0, TEACHER),
     )  # fmt: skip
     return dataclasses.replace(run, **changes)
 
@@ -78,7 +78,7 @@ def test_meshes_compute_as_one_device(cases, tmp_path):
 
 
 def test_the_teacher_lies_on_the_mesh_by_the_same_rules_and_in_its_own_dtype():
-    teacher = Teacher(Path("t"), 0, dataclasses.replace(TEACHER, dtype="bfloat16"), "", "")
+    teacher = Teacher(Path("t"), 0, dataclasses.replace(TEACHER, dtype="bfloat16"))
     program = make_program(make_run("forward", teacher=teacher), make_mesh())
     laid_out = program.teacher[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(laid_out)} == {np.dtype("bfloat16")}
@@ -97,7 +97,7 @@ def test_a_mesh_that_does_not_split_the_teacher_is_refused_by_its_name():
 def test_another_vocabulary_is_refused():
     larger = dataclasses.replace(TEACHER, vocab_size=96)
     with pytest.raises(UserError, match=r"teacher predicts 96 tokens and model.vocab_size is 64; .* do not compare"):
-        make_run("forward", teacher=Teacher(Path("t"), 0, larger, "", ""))
+        make_run("forward", teacher=Teacher(Path("t"), 0, larger))
 
 
 # Whole runs. The teacher is the smoke run that all tests share; the student reads the same tokens.
@@ -126,6 +126,10 @@ def student(tmp_path_factory, corpus, finished):
     return workdir
 
 
+def teacher_at(folder):
+    return find_teacher("objective.distill.teacher", str(folder), "bfloat16")
+
+
 def rows_of(workdir, name):
     lines = [json.loads(line) for line in (workdir / "train" / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
@@ -141,7 +145,7 @@ def test_a_student_comes_nearer_to_its_teacher(student, finished):
         assert 0 < apart[-1] < apart[0], name
     assert rows_of(student, "heldout_bits_per_byte")
     spec = read_json(student / "train" / "manifest.json")["spec"]
-    assert spec["teacher"]["tokenizer"] == read_json(finished / "tokens" / "manifest.json")["spec"]["tokenizer"]
+    assert spec["teacher"]["weights"] == teacher_at(finished).weights
     own = [name for name in arrays_of(student) if name.startswith("params/") and "layers" not in name]
     assert own == ["params/embedding", "params/final_norm/scale"]  # none of the teacher
 
@@ -172,33 +176,74 @@ def test_a_run_that_has_begun_refuses_another_teacher(student, corpus):
     assert "was made from something else (teacher." in result.stderr
 
 
-def test_what_is_no_teacher_is_refused(finished, tmp_path):
+def test_what_is_no_teacher_is_refused(tmp_path):
+    (tmp_path / "begun" / "train").mkdir(parents=True)
+    (tmp_path / "begun" / "train" / "manifest.json").write_text('{"spec": {}, "complete": false}')
     for folder, message in (
-        (tmp_path / "nothing", "does not exist; name the workdir of a run"),
-        (tmp_path, r"is no workdir of a run that trained or imported \(no train/ and no import/\)"),
-        (finished / "export", "it is a Hugging Face folder: `launch.py import`"),
+        ("", "config objective.distill.teacher is empty; name the workdir of a run"),
+        (
+            tmp_path / "nothing",
+            "does not exist; name the workdir of a run that trained or imported, or a Hugging Face",
+        ),
+        (tmp_path, r"is no teacher \(no train/, no import/, no config.json\); name the workdir of a run"),
+        (tmp_path / "begun", "train is not finished"),
     ):
         with pytest.raises(UserError, match=message):
-            find_teacher(DistillConfig(teacher=str(folder)), tmp_path / "run")
+            teacher_at(folder)
 
 
-def test_a_teacher_with_another_tokenizer_is_refused(finished, tmp_path):
-    teacher = find_teacher(DistillConfig(teacher=str(finished)), tmp_path)
-    assert teacher.step == 24
-    with pytest.raises(UserError, match="was trained with another tokenizer than the token shards of"):
-        require_same_tokenizer(teacher, tmp_path, "0" * 32)
+def test_a_teacher_with_another_tokenizer_is_refused_before_anything_is_made(finished, student, corpus, tmp_path):
+    """Two ids exchanged in a folder's tokenizer; its own, though in another file than the run's, is the same."""
+    other = shutil.copytree(finished / "export", tmp_path / "other")
+    require_same_tokenizer(teacher_at(other), finished)
+    path = other / "tokenizer.json"
+    for before, after in {"0x41": "0x??", "0x42": "0x41", "0x??": "0x42"}.items():
+        path.write_text(path.read_text().replace(f"<{before}>", f"<{after}>"))
+    for name in ("curated", "tokenizer", "tokens"):
+        shutil.copytree(student / name, tmp_path / "run" / name)
+    result = launch("train", *taught(tmp_path / "run", corpus, other))
+    assert result.returncode == 2
+    assert "so its distributions are over other tokens; give both one tokenizer" in result.stderr
+    assert not (tmp_path / "run" / "train").exists()
 
 
-def test_an_imported_model_teaches_as_the_run_that_exported_it(finished, corpus, tmp_path):
+def test_rows_longer_than_a_teacher_reads_are_refused():
+    with pytest.raises(UserError, match=r"batch.row_length=16 is more than the 8 tokens that the teacher .* reads"):
+        make_run("forward", teacher=Teacher(Path("t"), 0, TEACHER, positions=8))
+
+
+def test_a_run_what_was_exported_of_it_and_what_imported_that_are_one_teacher(finished, corpus, tmp_path):
     source = (f"--config.start.folder={finished / 'export'}", f"--config.data.path={corpus}")
     result = launch("import", f"--config={ROOT / 'experiments' / 'continual.py'}", f"--workdir={tmp_path}", *source)
     assert result.returncode == 0, result.stderr
-    found = [
-        find_teacher(DistillConfig(teacher=str(folder)), tmp_path / "student") for folder in (tmp_path, finished)
-    ]
+    run, folder, imported = found = [teacher_at(one) for one in (finished, finished / "export", tmp_path)]
+    assert (run.step, folder.step, imported.step) == (24, None, 0)
+    assert run.model == folder.model == imported.model
+    assert run.positions == folder.positions == imported.positions == 64
+    assert run.weights == imported.weights
     loaded = [load_teacher(one, layout(one, make_mesh(), MeshConfig())) for one in found]
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, *loaded[:2])
+    jax.tree.map(np.testing.assert_array_equal, *loaded[1:])
+
+
+def test_a_folder_lies_on_a_mesh_as_a_checkpoint_does(finished):
+    script = f"""
+    import jax
+    import numpy as np
+    from train.config import MeshConfig
+    from train.sharding import make_mesh
+    from train.teacher import find_teacher, layout, load_teacher
+
+    config, loaded = MeshConfig(fsdp=2, tensor=2), []
+    for name in ({str(finished)!r}, {str(finished / "export")!r}):
+        teacher = find_teacher("teach.teacher", name, "float32")
+        loaded.append(load_teacher(teacher, layout(teacher, make_mesh(config), config)))
     jax.tree.map(np.testing.assert_array_equal, *loaded)
+    assert all(jax.tree.leaves(jax.tree.map(lambda one, other: one.sharding == other.sharding, *loaded)))
+    print("split:", not loaded[1]["embedding"].is_fully_replicated)
+    """
+    assert "split: True" in on_devices(4, script)
 
 
 @pytest.mark.parametrize(

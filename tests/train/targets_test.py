@@ -79,12 +79,20 @@ def refused(result, message):
     assert message in result.stderr.strip().splitlines()[-1]
 
 
-def test_a_student_trains_on_what_a_teacher_said(student, finished, corpus):
-    """And evaluates without; then each way in which the targets can be wrong, in one line."""
+def test_a_student_trains_on_what_a_teacher_said(student, finished, corpus, tmp_path):
+    """The same of a run as of its export. It evaluates without; then each way in which the targets can be wrong."""
     refused(launch("train", *flags(student, corpus, finished)), "targets is not finished; run `launch.py teach`")
+    of_export = shutil.copytree(student, tmp_path / "of_export")
+    result = launch("teach", *flags(of_export, corpus, finished / "export"))
+    assert result.returncode == 0, result.stderr
     result = launch("teach", *flags(student, corpus, finished))
     assert result.returncode == 0, result.stderr
+    assert bytes_of(student) == bytes_of(of_export)
 
+    refused(
+        launch("train", *flags(student, corpus, finished, "--config.teach.tokens=20")),
+        "set config.teach back, or run `launch.py teach --rebuild`",
+    )
     result = launch("train", *flags(student, corpus, finished))
     assert result.returncode == 0, result.stderr
     rows = [row for row in read_metrics(student / "train" / "metrics.jsonl") if "loss" in row]
@@ -92,10 +100,6 @@ def test_a_student_trains_on_what_a_teacher_said(student, finished, corpus):
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
     assert rows[-1]["teacher_loss"] < rows[0]["teacher_loss"] - 0.05
 
-    refused(
-        launch("train", *flags(student, corpus, finished, "--config.teach.tokens=20")),
-        "set config.teach back, or run `launch.py teach --rebuild`",
-    )
     shutil.rmtree(student / "targets")
     for verb, said in (("train", "is up to date"), ("export", "")):
         result = launch(verb, *flags(student, corpus, finished))

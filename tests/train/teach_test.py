@@ -131,7 +131,7 @@ def test_what_was_stopped_goes_on_and_ends_in_the_same_bytes(tokenized, workdir,
     """Stopped after each batch in turn; shards that are done are not computed again."""
     config, batches = config_of(tokenized, tokens=10), []
     monkeypatch.setattr(module, "BATCHES", 1)
-    made = module.make_predict(config, module.find_teacher(config, workdir), module.Form("sample", 10, 320))
+    made = module.make_predict(config, module.open_teacher(config), module.Form("sample", 10, 320))
 
     def stop_after(number):
         begun = len(batches)
@@ -177,7 +177,7 @@ def test_other_settings_are_refused_and_made_anew_if_asked(tokenized, workdir):
     ("change", "message"),
     [
         ({"teacher": ""}, "config teach.teacher is empty; name"),
-        ({"teacher": "/nowhere"}, "/nowhere/config.json does not exist"),
+        ({"teacher": "/nowhere"}, "config teach.teacher=/nowhere does not exist; name the workdir"),
         ({"context": 257}, "teach.context=257 is more than the 256 tokens that"),
     ],
 )
@@ -187,10 +187,10 @@ def test_teachers_that_are_none_are_told(tokenized, workdir, change, message):
     assert not (workdir / "targets").exists()
 
 
-def test_more_ids_than_there_are_are_refused(tokenized, workdir):
+def test_more_ids_than_there_are_are_refused(tokenized):
     config = config_of(tokenized, method="top_k", tokens=9)
     with pytest.raises(UserError, match=r"teach.tokens=9 is more than the 8 ids there are"):
-        module._require_able(config, module.find_teacher(config, workdir), module.Form("top_k", 9, 8))
+        module._require_able(config, module.open_teacher(config), module.Form("top_k", 9, 8))
 
 
 def test_a_teacher_of_another_tokenizer_or_of_fewer_ids_is_refused(tokenized, workdir, tmp_path):
@@ -233,7 +233,7 @@ def test_once_taught_the_teacher_may_go_but_not_be_another(tokenized, workdir, t
     weights = bytearray((own / "model.safetensors").read_bytes())
     weights[-3] ^= 1
     (own / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match=r"made from something else \(teacher.model.safetensors was"):
+    with pytest.raises(UserError, match=r"made from something else \(teacher.weights was"):
         require_same_teacher(config, workdir)
     shutil.rmtree(own)
     require_same_teacher(config, workdir)
