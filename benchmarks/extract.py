@@ -3,9 +3,10 @@
     make bench-extract PAGES=article-extraction-benchmark
 
 `PAGES` is a clone of scrapinghub/article-extraction-benchmark (MIT): `ground-truth.json` and `html/*.html.gz`. Texts
-are compared by their runs of four words; each page weighs the same. Of two texts with no run in common, precision and
-recall are 0. Seconds are of the processor, the child's included; one process at a time, round after round. `times
-trafilatura`: the median of the rounds' ratios to our trafilatura, and their range.
+are compared by their runs of four words; each page weighs the same. Precision is that of its `evaluate.py`, the mean
+over pages of which there is a text; `F1 of all` has 0 for the others, whose recall is 0 in both. Seconds are of the
+processor, the child's included; one process at a time, round after round. `times trafilatura`: the median of the
+rounds' ratios to our trafilatura, and their range.
 """
 
 import argparse
@@ -44,16 +45,18 @@ def main() -> None:
     pages = {name: read(arguments.pages / "html" / f"{name}.html.gz") for name in gold}
     wanted = {name: shingles(entry["articleBody"]) for name, entry in gold.items()}
     print(f"{len(pages)} pages, {sum(map(len, pages.values())) / 1e6:.1f} million characters")
-    print("| | precision | recall | F1 | pages a second | times trafilatura |")
-    print("|---|---|---|---|---|---|")
+    print("| | precision | recall | F1 | without text | F1 of all | pages a second | times trafilatura |")
+    print("|---|---|---|---|---|---|---|---|")
     rounds = [run(pages, arguments.peer_python) for _ in range(arguments.rounds)]
     for name, (texts, _) in rounds[0].items():
         precision, recall = judge(texts, wanted)
-        both = harmonic_mean([precision, recall])
+        both, of_all = (harmonic_mean([mean(one), mean(recall)]) for one in (precision, pad(precision, len(recall))))
         speed = len(pages) / median(found[name][1] for found in rounds)
         ratios = sorted(found["trafilatura"][1] / found[name][1] for found in rounds)
         times = f"{median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f})"
-        print(f"| {name} | {precision:.3f} | {recall:.3f} | {both:.3f} | {speed:.0f} | {times} |")
+        empty = len(recall) - len(precision)
+        shares = f"{mean(precision):.3f} | {mean(recall):.3f} | {both:.3f} | {empty} | {of_all:.3f}"
+        print(f"| {name} | {shares} | {speed:.0f} | {times} |")
 
 
 def run(pages: dict[str, str], peer_python: str | None) -> dict[str, tuple[dict[str, str], float]]:
@@ -67,20 +70,26 @@ def read(path: Path) -> str:
 
 
 def shingles(text: str) -> collections.Counter:
-    """Runs of four words; of a shorter text, itself."""
+    """Runs of four words; of a shorter text, itself; of none, none."""
     words = re.findall(r"\w+", text)
-    return collections.Counter(tuple(words[start : start + 4]) for start in range(max(1, len(words) - 3)))
+    runs = (tuple(words[start : start + 4]) for start in range(max(1, len(words) - 3)))
+    return collections.Counter(filter(None, runs))
 
 
-def judge(texts: dict[str, str], wanted: dict[str, collections.Counter]) -> tuple[float, float]:
-    """Mean precision and recall."""
+def judge(texts: dict[str, str], wanted: dict[str, collections.Counter]) -> tuple[list[float], list[float]]:
+    """Precision of each page of which there is a text, and recall of each."""
     precision, recall = [], []
     for name, runs in wanted.items():
         own = shingles(texts[name])
         both = (own & runs).total()
-        precision.append(both / own.total())
+        precision += [both / own.total()] if own else []
         recall.append(both / runs.total())
-    return mean(precision), mean(recall)
+    return precision, recall
+
+
+def pad(values: list[float], count: int) -> list[float]:
+    """So many, with zeros."""
+    return values + [0.0] * (count - len(values))
 
 
 def ours(pages: dict[str, str], method: str) -> tuple[dict[str, str], float]:
