@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from lab import ROOT
 pytest.importorskip("daft")
 pytestmark = pytest.mark.slow
 KILLS, SOURCES = 12, 6
+MOST_FILES = 60  # of some 80 that a run makes
 RECIPE = (
     {"step": "length", "min_chars": 20},
     {"step": "letters"},
@@ -62,19 +64,35 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def files_below(folder):
+    return {os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+
+
+def wait_for_files(process, folder, count):
+    """Until the process has made so many, some of them for a moment only, or has ended."""
+    before, seen = files_below(folder), set()
+    while len(seen) < count and process.poll() is None:
+        seen |= files_below(folder) - before
+        time.sleep(0.001)
+
+
 def test_a_curation_killed_again_and_again_gives_the_same_bytes(tmp_path):
     write_sources(tmp_path / "in")
-    began = time.monotonic()
     assert start(tmp_path, tmp_path / "whole", 1).wait() == 0
-    most, chance, finished = time.monotonic() - began, random.Random(0), 0
     whole = contents(tmp_path / "whole" / "curated")
     assert {Path(name).suffix for name in whole} == {".parquet", ".jsonl", ".json", ".html", ".minhash"}
-    for kill in range(KILLS):
-        process = start(tmp_path, tmp_path / f"killed-{finished}", 1 + kill % 2)
-        time.sleep(chance.uniform(0.3, 1.0) * most)  # before, nothing is imported
+    chance, kills, finished = random.Random(0), 0, 0
+    while kills < KILLS:
+        workdir = tmp_path / f"killed-{finished}"
+        process = start(tmp_path, workdir, 1 + kills % 2)
+        wait_for_files(process, workdir, chance.randint(1, MOST_FILES))
+        time.sleep(chance.choice((0, 0, 0.05)))
         process.kill()
-        if process.wait() == 0:  # already
-            assert contents(tmp_path / f"killed-{finished}" / "curated") == whole
+        if process.wait() == 0:
+            assert contents(workdir / "curated") == whole
             finished += 1
-    assert start(tmp_path, tmp_path / f"killed-{finished}", 2).wait() == 0
-    assert contents(tmp_path / f"killed-{finished}" / "curated") == whole
+        else:
+            assert process.returncode == -signal.SIGKILL
+            kills += 1
+    assert start(tmp_path, workdir, 2).wait() == 0
+    assert contents(workdir / "curated") == whole

@@ -3,6 +3,8 @@
 import json
 import random
 
+import pytest
+
 from archives_lab import gz, record, response
 from core.files import read_json
 from curate_lab import WORDS
@@ -42,6 +44,7 @@ def page(number):
     return f"<html><title>T</title><body>{nav}<article><p>{prose(number)}</p></article></body></html>".encode()
 
 
+@pytest.mark.slow
 def test_a_web_archive_is_trained_on_with_its_source_and_licence(tmp_path):
     texts = [record("warcinfo", b"software: none\r\n"), *(response(number, page(number)) for number in range(PAGES))]
     again, short = response(PAGES, page(0)), response(PAGES + 1, b"<html><p>short")
