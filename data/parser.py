@@ -26,9 +26,10 @@ class Parser:
         self.method, self.seconds, self.memory_mb = method, seconds, memory_mb
         self.child: Child | None = None
 
-    def text(self, page: str) -> tuple[str, str | None]:
-        """The text of a page, or the reason that there is none."""
-        payload, fresh = page.encode("utf-8", "replace"), self.child is None
+    def text(self, page: str | memoryview) -> tuple[str, str | None]:
+        """The text of a page, which may be in UTF-8 already, or the reason that there is none."""
+        payload = page.encode("utf-8", "replace") if isinstance(page, str) else page
+        fresh = self.child is None
         text, reason = self._ask(payload)
         if reason in BLAMED:
             self.close()
@@ -44,7 +45,7 @@ class Parser:
             self.child.close()
             self.child = None
 
-    def _ask(self, page: bytes) -> tuple[str, str | None]:
+    def _ask(self, page: bytes | memoryview) -> tuple[str, str | None]:
         self.child = self.child or self._begin()
         try:
             # The child keeps to its time by itself; after this long it waits for something without working.

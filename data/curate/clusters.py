@@ -27,7 +27,7 @@ from data.curate.seen import Seen
 
 Keep = Literal["first", "longest"]
 WRITTEN = 1 << 17  # documents whose keys are sorted and written together, 29 MB
-SHUFFLED = 1 << 19  # rows that are brought together at a time
+SHUFFLED = 1 << 16  # rows that are brought together at a time: Daft takes 400 bytes for each
 ROW_GROUP = 1 << 12  # of a file of keys; those of other ranges are not read
 IN_ORDER = 1 << 19  # members of clusters that are put in order together
 READ = 1 << 12  # of each run of those at a time
@@ -66,6 +66,7 @@ def members(
         with _Writer(folder, buckets) as writer:
             before = writer.add(known)
             count = before + writer.add(files)
+        del writer  # and what it holds
         if count > before:
             forest = Forest(count, folder / "parents")
             for bucket in track(range(buckets), "buckets", buckets):
@@ -90,7 +91,7 @@ class _Writer:
     def __init__(self, folder: Path, buckets: int):
         self.folder, self.buckets = folder, buckets
         self.first = 0  # of the documents whose keys wait to be written
-        self.keys: list[np.ndarray] = []
+        self.keys = np.empty((WRITTEN + signatures.ROWS, buckets, 2), np.int64)
         self.count, self.bytes = 0, 0  # of all documents, and of their ids
 
     def __enter__(self) -> "_Writer":
@@ -128,23 +129,24 @@ class _Writer:
         self.ends.write(ends.astype(np.int64))
         self.order.write(batch.column("order").to_numpy())
         self.shortness.write(~batch.column("chars").to_numpy())
-        self.keys.append(bucket_keys(signatures.numbers(batch), self.buckets))
+        waiting = self.count - self.first
+        self.keys[waiting : waiting + len(batch)] = bucket_keys(signatures.numbers(batch), self.buckets)
         self.count += len(batch)
-        if sum(map(len, self.keys)) >= WRITTEN:
+        if self.count - self.first >= WRITTEN:
             self._write_keys()
 
     def _write_keys(self) -> None:
         """Sorted, so that a range of them is in few row groups."""
-        if not self.keys:
+        waiting = self.count - self.first
+        if not waiting:
             return
-        keys, self.keys = np.concatenate(self.keys), []
-        for bucket, (high, low) in enumerate(keys.transpose(1, 2, 0)):
+        for bucket, (high, low) in enumerate(self.keys[:waiting].transpose(1, 2, 0)):
             rows = np.argsort(high)
             table = pa.table([high[rows], low[rows], self.first + rows], schema=shuffle.SCHEMA)
             path = self.folder / f"bucket-{bucket}" / f"{self.first}.parquet"
             path.parent.mkdir(exist_ok=True)
             pq.write_table(table, path, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
-        self.first += len(keys)
+        self.first = self.count
 
 
 def bucket_keys(numbers: np.ndarray, buckets: int) -> np.ndarray:

@@ -93,15 +93,16 @@ def _topics(texts: Sequence[str]) -> dict[str, float]:
     """
     if not texts:
         return {"documents": 0, "bits": 0.0}
-    counts_NW = np.zeros((len(texts), TOPIC_WORDS))
+    vectors_NW = np.zeros((len(texts), TOPIC_WORDS))  # 32 MB; counts at first
     for row, text in enumerate(texts):
         for word in re.findall(r"\w+", text[:TOPIC_CHARS].lower()):
-            counts_NW[row, zlib.crc32(word.encode()) % TOPIC_WORDS] += 1
-    documents_W = np.count_nonzero(counts_NW, axis=0)
+            vectors_NW[row, zlib.crc32(word.encode()) % TOPIC_WORDS] += 1
+    documents_W = np.count_nonzero(vectors_NW, axis=0)
     # One that is in all documents still counts 1: equal documents are one topic.
     weights_W = np.where(documents_W > 1, 1 + np.log((1 + len(texts)) / (1 + documents_W)), 0)
-    vectors_NW = np.log1p(counts_NW) * weights_W
-    norms_N = np.linalg.norm(vectors_NW, axis=1)
+    np.log1p(vectors_NW, out=vectors_NW)
+    vectors_NW *= weights_W
+    norms_N = np.sqrt(np.einsum("NW,NW->N", vectors_NW, vectors_NW))
     vectors_NW /= np.where(norms_N > 0, norms_N, 1)[:, None]
     similar_NN = vectors_NW @ vectors_NW.T
     np.fill_diagonal(similar_NN, 1)  # also of those that share no word with another

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from core.config import require
-from data.curate.step import Outcome, replace, texts
+from data.curate.step import Outcome, replace
 from data.parser import MEMORY_MB, SECONDS, parser
 from data.sources.html import visible_text
 from data.sources.page import HTML
@@ -37,13 +37,13 @@ class Extract:
     def __call__(self, batch: pa.RecordBatch) -> Outcome:
         """The batch with texts in the place of pages."""
         found, metas, reasons = [], [], []
-        for page, meta in zip(texts(batch), batch.column("meta").to_pylist()):
-            text, reason = page, None
+        for page, meta in zip(batch.column("text"), batch.column("meta").to_pylist()):
+            text = reason = None
             if '"media_type"' in meta and (parsed := json.loads(meta)).get("media_type") == HTML:
                 del parsed["media_type"]
-                text, reason = self.text(page)
+                text, reason = self._main_text(page)
                 meta = json.dumps(parsed)
-            found.append(page if reason else text)
+            found.append(page.as_py() if text is None or reason else text)
             metas.append(meta)
             reasons.append(reason)
         return Outcome(replace(replace(batch, "text", found), "meta", metas), reasons)
@@ -53,3 +53,9 @@ class Extract:
         if self.method == "visible":
             return visible_text(page), None
         return parser(self.method, self.seconds, self.memory_mb).text(page)
+
+    def _main_text(self, page: pa.StringScalar) -> tuple[str, str | None]:
+        """The same of a page in a batch, whose bytes go to the child as they are."""
+        if self.method == "visible":
+            return self.text(page.as_py())
+        return parser(self.method, self.seconds, self.memory_mb).text(memoryview(page.as_buffer()))

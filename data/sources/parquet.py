@@ -13,6 +13,8 @@ from data.document import Document, Dropped
 from data.sources import record
 
 ROWS = 64  # in memory at a time; a row may be a book
+MAX_ROW_BYTES = 64 << 20  # as of a line of JSON
+BATCH_BYTES = 256 << 20  # that rows take together even where each is all that a row group lists of different ones
 READ_BYTES = 1 << 20
 DETAIL = 200  # characters of what Arrow says of a file
 
@@ -29,9 +31,12 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Ite
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=READ_BYTES)
             names = file.schema_arrow.names
             talk = "messages" in names and "text" not in (*names, *columns)
-            for number, row in enumerate(_records(file) if talk else _rows(file, path, columns)):
+            for number, (row, size) in enumerate(_records(file) if talk else _rows(file, path, columns)):
                 place = f"{name}:{number + 1}"
-                yield _conversation(row, place) if talk else record.to_document(row, place, "parquet")
+                if size > MAX_ROW_BYTES:
+                    yield Dropped(place, "parquet", "row_too_long", size)
+                else:
+                    yield _conversation(row, place) if talk else record.to_document(row, place, "parquet")
         except pa.ArrowMemoryError as error:
             raise UserError(f"{path} does not fit into memory ({error}); lower data.workers, or remove it") from error
         except (pa.ArrowException, OSError) as error:
@@ -41,16 +46,26 @@ def read(path: Path, name: str, columns: Mapping[str, str] | None = None) -> Ite
             yield Dropped(name, "parquet", "damaged_file", path.stat().st_size, detail=said)
 
 
-def _records(file: pq.ParquetFile) -> Iterator[dict[str, Any] | None]:
-    """Rows with `messages` and what else a conversation has; None for a row whose strings are not UTF-8."""
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Few rows at a time: a row group of 2 MB may say once what each of its million rows has."""
+    for number in range(file.num_row_groups):
+        rows = min(ROWS, max(1, BATCH_BYTES // max(1, file.metadata.row_group(number).total_byte_size)))
+        yield from file.iter_batches(batch_size=rows, row_groups=[number], columns=columns, use_threads=False)
+
+
+def _records(file: pq.ParquetFile) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """Rows with `messages` and what else a conversation has, and their bytes.
+
+    None for a row whose strings are not UTF-8, or that is too long.
+    """
     known = (*record.FIELDS, "messages", "chat_template_kwargs", *VARIABLES)
     columns = [name for name in file.schema_arrow.names if name in known]
-    for batch in file.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
-        for row in range(len(batch)):
+    for batch in _batches(file, columns):
+        for row in (batch.slice(row, 1) for row in range(len(batch))):
             try:
-                yield batch.slice(row, 1).to_pylist()[0]
+                yield row.to_pylist()[0] if row.nbytes <= MAX_ROW_BYTES else None, row.nbytes
             except UnicodeDecodeError:
-                yield None
+                yield None, row.nbytes
 
 
 def _conversation(row: dict[str, Any] | None, place: str) -> Document | Dropped:
@@ -62,15 +77,15 @@ def _conversation(row: dict[str, Any] | None, place: str) -> Document | Dropped:
     return Document(**{"id": place, "url": place, "text": found[0], "source": "parquet", "meta": found[1], **given})
 
 
-def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Iterator[record.Record]:
-    """Rows with their strings as bytes."""
+def _rows(file: pq.ParquetFile, path: Path, columns: Mapping[str, str]) -> Iterator[tuple[record.Record, int]]:
+    """Rows with their strings as bytes, and how many these are."""
     schema = file.schema_arrow
     strings = [field.name for field in schema if _is_string(field.type)]
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
     names = record.choose(strings, schema.names, columns, f"{path} has no column", ", nor `messages`", integers)
-    for batch in file.iter_batches(batch_size=ROWS, columns=sorted({*names.values()}), use_threads=False):
+    for batch in _batches(file, sorted({*names.values()})):
         values = [_bytes(batch.column(theirs)) for theirs in names.values()]
-        yield from (dict(zip(names, row)) for row in zip(*values))
+        yield from ((dict(zip(names, row)), sum(len(value or b"") for value in row)) for row in zip(*values))
 
 
 def _bytes(column: pa.Array) -> list[bytes | None]:

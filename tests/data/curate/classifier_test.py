@@ -18,8 +18,9 @@ from data.config import ClassifierConfig, DataConfig
 from data.curate import engine
 from data.curate.classifier import VERSION, Classifier, QualityScore, features, load_classifier
 from data.curate.extract import Extract
+from data.curate.labelled import Place, collect
 from data.curate.partition import from_batch, through, to_batch
-from data.curate.train_classifier import Place, auc, collect, teach, train_classifier
+from data.curate.train_classifier import auc, teach, train_classifier
 from data.document import Document, read_documents
 from lab import ROOT
 from lab import launch as run

@@ -117,6 +117,8 @@ def test_what_a_task_refuses_is_one_line(nodes, tmp_path):
         curate(own, tmp_path / "there")
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     with pytest.raises(UserError, match="no Ray cluster answers"):
         curate(config(tmp_path / "text", cluster="127.0.0.1:1"), tmp_path / "there")
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # Ray tells its makers of its use unless it is asked not to

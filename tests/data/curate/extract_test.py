@@ -56,6 +56,8 @@ def test_navigation_is_no_main_text(method):
 @pytest.mark.parametrize("page", ["", "   ", "<html>", "<p", "<!-- " * 1000])
 def test_a_page_without_text_is_named(method, page):
     assert Extract(method=method).text(page) == ("", "extract_empty")
+    ((left, reason),) = run(Extract(method=method), Document("a", page, "warc", meta={"media_type": "text/html"}))
+    assert (left["text"], reason) == (page, "extract_empty")
 
 
 @pytest.mark.parametrize("method", ["trafilatura", "resiliparse"])

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.files import read_json
 from data.config import DataConfig
 from data.curate.engine import curate
-from data.curate.train_classifier import Place
+from data.curate.labelled import Place
 from data.document import Document, Dropped
 from data.sources import tfds, tfrecord
 from lab import ROOT
