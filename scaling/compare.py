@@ -149,12 +149,15 @@ class _Lab:
         self._require_all()
 
     def _require_all(self) -> None:
-        """Refuses what cannot be made, before the first trial runs."""
+        """Before the first trial runs, refuses what cannot be made, and has teachers say what will be asked for."""
+        runs = []
         for variant, own in self.config.variants.items():
             tried = ({**_first(own), key: value} for key, values in own.tune for value in values)
             for keys, length in itertools.product([_first(own), *tried], self.config.lengths_of(variant)):
-                run, _ = self.make_run(self._keys(Trial(variant, keys, length, 0)))
-                abstract_state(run)
+                runs.append(self.make_run(self._keys(Trial(variant, keys, length, 0)))[0])
+                abstract_state(runs[-1])
+        for run in runs:
+            self._place(run)
 
     def _steps(self, length: float) -> int:
         return round(length * self.steps)
