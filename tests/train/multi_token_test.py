@@ -159,7 +159,7 @@ def test_a_run_that_was_cut_goes_on_and_its_modules_draft_its_own_texts(corpus, 
 
     texts = {}
     for drafts in (0, 2):
-        greedy = ("--config.eval.temperature=0.0", f"--config.eval.drafts={drafts}", "--max_tokens=20")
+        greedy = ("--config.eval.temperature=0.0", f"--config.eval.drafts={drafts}", "--max-tokens=20")
         result = launch("generate", *flags(*greedy), "--prompt=The ")
         assert result.returncode == 0, result.stderr
         assert ("drafts" in result.stderr) == bool(drafts)
