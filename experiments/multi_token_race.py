@@ -8,8 +8,8 @@ further offsets costs more, what is computed again in the backward pass included
 
 Expected time: a minute for the first command; for the second, 15 runs of half a minute on two CPU cores.
 Expected result: no kind ends below the next token alone at 1M parameters, too few to gain.
-Measured 2026-11-22 (jax 0.10.2, two busy cores of an AMD EPYC): bits per byte of three seeds: next token 2.278, 2 tokens by
-a sequential module 2.375, 3 by the trunk 2.453, 2 and 4 by parallel modules 2.478 and 2.751.
+Measured 2026-11-22 (jax 0.10.2, two busy cores of an AMD EPYC): bits per byte of three seeds: next token 2.278,
+2 tokens by a sequential module 2.375, 3 by the trunk 2.453, 2 and 4 by parallel modules 2.478 and 2.751.
 """
 
 from ml_collections import ConfigDict

@@ -10,8 +10,8 @@ of it in two forms.
 
 Expected time: 5 minutes for the first command on two CPU cores, two for the second, six for the third.
 Expected result: 50 drawn ids teach as well as the teacher itself; of the 13 likeliest a student learns less.
-Measured 2026-11-22 (jax 0.10.2, two busy cores of an AMD EPYC): bits per byte after 200 steps, five seeds: alone 2.857,
-13 likeliest 2.747, the teacher itself 2.618, 50 draws 2.615. The table is in docs/objectives.md.
+Measured 2026-11-22 (jax 0.10.2, two busy cores of an AMD EPYC): bits per byte after 200 steps, five seeds: alone
+2.857, 13 likeliest 2.747, the teacher itself 2.618, 50 draws 2.615. The table is in docs/objectives.md.
 """
 
 from ml_collections import ConfigDict
