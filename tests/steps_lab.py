@@ -13,6 +13,8 @@ from train.run import Run, make_program
 from train.sharding import batch_sharding, make_mesh, on_mesh
 from train.step import accumulate
 
+MESHES = {"fsdp": 4}, {"replica": 2, "tensor": 2}, {"context": 4}, {"fsdp": 2, "context": 2}  # of four devices
+
 Found = dict[str, np.ndarray]  # gradients and metrics by name
 
 

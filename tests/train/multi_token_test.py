@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from steps_lab import assert_alike, assert_as_one_device, gradients
+from steps_lab import MESHES, assert_alike, assert_as_one_device, gradients
 
 from core.errors import UserError
 from core.files import read_json
@@ -60,11 +60,7 @@ FEW = (
     ("sequential", {"tensor": 2, "context": 2}),
     ("trunk", {"context": 4}),
 )
-ALL = tuple(
-    (kind, mesh)
-    for kind in KINDS
-    for mesh in ({"fsdp": 4}, {"replica": 2, "tensor": 2}, {"context": 4}, {"fsdp": 2, "context": 2})
-)
+ALL = tuple((kind, mesh) for kind in KINDS for mesh in MESHES)
 
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
