@@ -17,10 +17,12 @@ from scaling.verdict import interval
 def write_page(found: Mapping[str, Any], own: list[Row], command: str, path: Path) -> list[Path]:
     """Writes compare.html, and a PNG of each picture beside it."""
     said = judge(found)
+    tuned = {name: variant["tuning"] for name, variant in found["variants"].items() if variant["tuning"]}
     page = Page(
         f"Comparison {found['name']}",
         strong(said.said[:1].upper() + said.said[1:] + ". "),
-        f"{len(own)} variants of one run of {found['steps']:,} steps, tuned as told below, then on the same seeds.",
+        f"{len(own)} variants of one run of {found['steps']:,} steps, "
+        f"{'tuned as told below, then ' if tuned else ''}on the same seeds.",
         footer=f"jax {found['versions']['jax']}, {found['device']}",
     )
     sheet = draw.Sheet(page)
@@ -30,16 +32,12 @@ def write_page(found: Mapping[str, Any], own: list[Row], command: str, path: Pat
     page.table(heading(own, found["baseline"]), cells(own))
     page.section("On the way")
     sheet.figure("curves", functools.partial(_curves, found), "Held-out bits per byte by step, means over seeds")
-    page.section("Tuning")
-    for name, variant in found["variants"].items():
-        if variant["tuning"]:
-            page.heading(name)
-            keys = list(variant["tuning"][0]["keys"])
-            tried = [
-                [*one["keys"].values(), one["loss"] if not one["failed"] else one["failed"]]
-                for one in variant["tuning"]
-            ]
-            page.table([*(key.rpartition(".")[2] for key in keys), "bits per byte"], tried)
+    if tuned:
+        page.section("Tuning")
+    for name, trials in tuned.items():
+        page.heading(name)
+        tried = [[*one["keys"].values(), one["failed"] or one["loss"]] for one in trials]
+        page.table([*(key.rpartition(".")[2] for key in trials[0]["keys"]), "bits per byte"], tried)
     page.section("As Markdown")
     page.pre(table(found, own))
     page.section("Reproduce")
