@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports JAX
@@ -10,7 +12,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports JAX
 OWNS_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # the workers of several share that of the first
 if OWNS_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="quintet-compiled-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as JAX's own tests: half the time of compiling
 
 import pytest
 
@@ -21,6 +24,14 @@ def pytest_unconfigure() -> None:
     """Nothing compiled outlives the tests: another version of JAX or of this machine's CPU begins anew."""
     if OWNS_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled() -> Iterator[None]:
+    """After each file: all programs of all tests would take 5 GB and half of the mappings that a process may have."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick_launch import quick_launch
 
 from data.config import BatchConfig
 from data.corpus import Corpus
@@ -46,10 +47,13 @@ def real(name: str) -> Path:
     return REAL / name
 
 
-def launch(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    """Runs launch.py as a user would."""
-    command = [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+def launch(*arguments: object, timeout: int = 300, **options: object) -> subprocess.CompletedProcess:
+    """Runs launch.py as a user would; without options of `subprocess.run`, in a process that has imported JAX."""
+    given = [*map(str, arguments)]
+    if not options:
+        return quick_launch(given, timeout)
+    command = [sys.executable, str(ROOT / "launch.py"), *given]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
 def smoke(workdir: Path, corpus: Path, *arguments: object) -> list[str]:

@@ -77,7 +77,7 @@ def host(index, hosts):
 
 
 @given(corpora(), stage_lists(), st.integers(0, 9), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_batch_is_the_same_from_anywhere_and_on_any_number_of_hosts(corpus, stages, seed, data):
     shards = FakeShards(*corpus)
     config = BatchConfig(stages=stages)
@@ -133,7 +133,7 @@ def targets_of(shards, name):
 
 
 @given(corpora(), stage_lists(), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_source_goes_on_where_the_stage_before_left_it(corpus, stages, seed):
     """Every token is predicted once an epoch, whatever the rows and the packing of the stages that share it."""
     shards = FakeShards(*corpus)
@@ -155,7 +155,7 @@ def assert_sightings(batches):
 
 
 @given(corpora(), stage_lists(), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_documents_and_steps_find_each_other(corpus, stages, seed):
     shards = FakeShards(*corpus)
     plan = make_plan(shards, BatchConfig(stages=stages), seed)
@@ -178,7 +178,7 @@ def test_the_order_of_names_in_a_mixture_decides_nothing():
 
 
 @given(corpora(), MIXTURES, MIXTURES, st.integers(1, 9), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_was_before_a_change_stays(corpus, before, after, step, seed):
     shards = FakeShards(*corpus)
     old, new = (BatchConfig(rows=6, row_length=9, mixture=mixture) for mixture in (before, after))
@@ -196,7 +196,7 @@ def test_what_was_before_a_change_stays(corpus, before, after, step, seed):
 
 
 @given(corpora(), MIXTURES, st.integers(0, 5), st.integers(1, 6), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_skipped_window_is_left_out_and_the_rest_moves_up(corpus, mixture, step, batches, seed):
     shards = FakeShards(*corpus)
     history = history_of(shards, BatchConfig(rows=6, row_length=9, mixture=mixture), 20)
@@ -209,7 +209,7 @@ def test_a_skipped_window_is_left_out_and_the_rest_moves_up(corpus, mixture, ste
 
 
 @given(corpora(), stage_lists(), st.data(), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_is_skipped_across_stages_is_not_read(corpus, stages, data, seed):
     """The tokens planned for skipped steps do not come again in that epoch, also where a stage ends among them."""
     shards = FakeShards(*corpus)
@@ -260,7 +260,7 @@ def test_a_dry_source_is_read_again_when_more_epochs_are_allowed():
 
 
 @given(corpora(), st.integers(1, 12), st.integers(0, 9), st.sampled_from(("split", "best_fit")))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=10, deadline=None)  # a second each
 def test_added_documents_join_and_what_was_before_stays(corpus, step, seed, packing):
     """The epoch under way goes on with what is left of it and what is new, each once."""
     lengths, sources = corpus

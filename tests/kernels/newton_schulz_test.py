@@ -19,7 +19,7 @@ from lab import on_devices
 from model.presets import PRESETS
 from scaling.topology import CHIPS, compile_for_chip
 
-IMPLEMENTATIONS = ["xla", "tpu_interpret", "gpu_interpret", "reference"]
+IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow), "reference"]
 STANDARD = ((3.4445, -4.7750, 2.0315),) * 5
 CONVERGENT = ((2.0, -1.5, 0.5),) * 12
 B, C = -4.7750, 2.0315
@@ -162,7 +162,7 @@ def test_stacks_beyond_the_reach_of_offsets_go_a_matrix_at_a_time(monkeypatch):
     np.testing.assert_array_equal(gram(x, implementation="gpu_interpret"), want)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "gpu_interpret"])
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("gpu_interpret", marks=pytest.mark.slow)])
 def test_matrices_are_spread_over_the_mesh(implementation):
     """Four devices: what one gives to the bit, a quarter of the work each, however many matrices there are."""
     program = f"""

@@ -209,6 +209,7 @@ def benchmark(name):
         sys.path.pop(0)
 
 
+@pytest.mark.slow
 def test_attention_is_no_worse_than_the_library_in_any_count():
     """Steps, bytes and products of SmolLM3-3B's heads; fewer where documents are packed."""
     static = benchmark("attention_static")

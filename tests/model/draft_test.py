@@ -53,7 +53,10 @@ def texts(decoder, prompts=PROMPTS, **settings):
     return [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
 
 
-@pytest.mark.parametrize(("kind", "tied"), [("parallel", True), ("sequential", True), ("sequential", False)])
+@pytest.mark.parametrize(
+    ("kind", "tied"),
+    [("parallel", True), ("sequential", False), pytest.param("sequential", True, marks=pytest.mark.slow)],
+)
 def test_modules_compute_as_over_a_whole_row(kind, tied):
     """Their logits after every few rounds, beside those of training over the same tokens and drafts."""
     config, params = model(kind, tied)

@@ -44,7 +44,10 @@ KINDS = {
         features=FeaturesConfig(0.1, ((1, 1),)),
     ),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
+PARTS = ("reverse", "maps", "values", "features")  # "all" has the last three; divergence_test.py has the first
+every_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in PARTS else kind for kind in KINDS]
+)
 
 
 @functools.cache

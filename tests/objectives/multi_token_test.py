@@ -27,6 +27,7 @@ KINDS = {
     "both": (MultiToken("sequential", 2), MultiTokenConfig(weight=0.3, trunk=(0.5,))),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+slow = pytest.mark.slow
 MODULES = ("parallel", "sequential")
 
 
@@ -55,7 +56,9 @@ def value(params, batch, model, objective, counts=None, step=0, steps=1):
 graded = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=(2, 3))
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", ["parallel", *(pytest.param(k, marks=slow) for k in ("sequential", "trunk")), "both"]
+)
 @pytest.mark.parametrize("packed", [True, False])
 def test_loss_and_gradients_are_those_of_the_definition_in_float64(kind, packed):
     model, objective = case(kind)

@@ -17,7 +17,9 @@ import pytest
 
 from cross_entropy_lab import QUICKLY, quickly_compiled
 from model import transformer
-from model.config import ModelConfig
+from model.config import ModelConfig, MultiToken
+from objectives.build import build as build_objective
+from objectives.config import DistillConfig, FeaturesConfig, ObjectiveConfig
 from optim.build import OPTIMIZERS, build
 from optim.config import AdaptiveConfig, MuonConfig, OptimConfig, QKClipConfig, ShampooConfig, SoapConfig
 from optim.groups import path_name
@@ -157,6 +159,22 @@ def test_every_parameter_moves_and_the_step_is_traced_once(name):
         moved = np.asarray(a != b).reshape(len(a), -1)
         assert moved.mean() > 0.9, path_name(path)
         assert moved.any(1).all(), path_name(path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_objectives_add_moves_too(name):
+    """Every matrix of modules for further tokens, and of projections onto a teacher's features."""
+    model = dataclasses.replace(MODEL, multi_token=MultiToken("sequential", 3))
+    distill = DistillConfig(teacher="t", features=FeaturesConfig(1.0, ((1, 1), (3, 2))))
+    total = build_objective(model, ObjectiveConfig(distill=distill), teacher=MODEL)
+    params = gradients(jax.eval_shape(lambda: total.init(0)), 99)
+    chain = chain_of(name)
+    state, step = quickly_compiled(chain.init)(params), quickly_compiled(step_of(chain))
+    after, _ = run(step, params, state, range(2))  # the first step of SOAP moves nothing by it
+    for added in ("multi_token", "distill"):
+        moved = jax.tree.map(np.not_equal, after[added], params[added])
+        for path, found in jax.tree_util.tree_leaves_with_path(moved):
+            assert found.reshape(len(found), -1).any(1).all(), path_name(path)
 
 
 @every_optimizer

@@ -41,6 +41,7 @@ def test_the_train_step_compiles_for_a_tpu_topology_on_this_host():
     assert "all-gather" in compiled.as_text()
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_an_offloaded_optimizer_leaves_the_chip():
     run = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, offload_optimizer=True))

@@ -21,7 +21,6 @@ from model.hf import read_params
 from model.hf_config import read_config
 from objectives.config import AttentionConfig, DistillConfig, FeaturesConfig, ObjectiveConfig
 from objectives_lab import batch_of
-from optim.build import OPTIMIZERS
 from optim.config import OptimConfig
 from train.config import MeshConfig, TrainConfig
 from train.run import Run, make_program
@@ -32,12 +31,12 @@ STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=6
 TEACHER = ModelConfig(64, 3, 48, num_heads=4, num_kv_heads=2, head_dim=12, d_ff=64)
 KINDS = {
     "forward": DistillConfig(teacher="t", weight=((0.0, 1.0), (1.0, 0.5)), temperature=2.0),
-    "reverse": DistillConfig(teacher="t", divergence="reverse_kl"),
     "mean": DistillConfig(teacher="t", divergence="jensen_shannon", temperature=2.0),
-    "features": DistillConfig(teacher="t", weight=0.0, features=FeaturesConfig(1.0)),
-    "attention": DistillConfig(teacher="t", weight=0.0, attention=AttentionConfig(1.0, 0.5)),
+    "inside": DistillConfig(
+        teacher="t", weight=0.0, features=FeaturesConfig(1.0), attention=AttentionConfig(1.0, 0.5)
+    ),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", ["forward", pytest.param("mean", marks=pytest.mark.slow), "inside"])
 
 
 def make_run(kind, **changes):
@@ -61,9 +60,7 @@ def test_microbatches_and_remat_change_nothing(kind):
 
 FEW = (
     ("forward", {"fsdp": 2, "tensor": 2}),
-    ("mean", {"tensor": 2, "context": 2}),
-    ("features", {"fsdp": 4}),
-    ("attention", {"fsdp": 2, "context": 2}),
+    ("inside", {"fsdp": 2, "context": 2}),
 )
 ALL = tuple((kind, mesh) for kind in KINDS for mesh in MESHES)
 
@@ -259,15 +256,3 @@ def test_a_folder_lies_on_a_mesh_as_a_checkpoint_does(finished):
 def test_a_layer_that_is_not_there_is_refused(signal, message):
     with pytest.raises(UserError, match=message):
         make_run("forward", objective=ObjectiveConfig(distill=DistillConfig(teacher="t", **signal)))
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimiser_moves_the_projections(name):
-    run = make_run("features", optim=OptimConfig(optimizer=name, learning_rate=1e-3, warmup_steps=0))
-    program = make_program(run, make_mesh())
-    state, teacher = program.init(), transformer.init(TEACHER, 5)
-    before = np.array(state.params["distill"]["layers"]["projection"])
-    for step in range(2):  # the first of SOAP moves nothing by it
-        state, _ = program.step(state, batch_of(step), teacher)
-    moved = np.asarray(state.params["distill"]["layers"]["projection"]) != before
-    assert moved.any((1, 2)).all()

@@ -1,6 +1,7 @@
 """Stages, amendments, added documents and skipped steps of a real run, through the command line."""
 
 import json
+import shutil
 
 import pytest
 
@@ -47,11 +48,13 @@ def arguments(workdir, corpora, stages=STAGES, **changes):
     return [f"--config={ROOT / 'experiments' / 'smoke.py'}", f"--workdir={workdir}", *flags]
 
 
-def copy(staged, workdir):
-    """The documents and tokens of a run, without its training."""
+def copy(staged, workdir, trained=False):
+    """The documents and tokens of a run, and what it trained where a test goes on from that."""
     workdir.mkdir()
     for name in ("curated", "tokenizer", "tokens"):
         (workdir / name).symlink_to(staged / name)
+    if trained:
+        shutil.copytree(staged / "train", workdir / "train")
     return workdir
 
 
@@ -119,8 +122,7 @@ def test_a_skipped_window_gets_the_data_that_comes_after_it(staged, corpora, tmp
 
 def test_what_is_refused_changes_nothing(staged, corpora, tmp_path, capsys):
     """A command that ends with an error leaves the history, the checkpoints and the finished run as they were."""
-    workdir = copy(staged, tmp_path / "run")
-    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    workdir = copy(staged, tmp_path / "run", trained=True)
     folder = workdir / "train"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     unknown = [STAGES[0], {**STAGES[1], "tokens": 1 << 16, "mixture": {"none": 1}}]
@@ -136,8 +138,7 @@ def test_what_is_refused_changes_nothing(staged, corpora, tmp_path, capsys):
 
 
 def test_a_finished_run_without_its_last_checkpoint_makes_it_again(staged, corpora, tmp_path, capsys):
-    workdir = copy(staged, tmp_path / "run")
-    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    workdir = copy(staged, tmp_path / "run", trained=True)
     (workdir / "train" / "checkpoints" / "12" / "record.json").write_text("{}")
     capsys.readouterr()
     assert launch.main(["train", *arguments(workdir, corpora)]) == 0
@@ -148,8 +149,7 @@ def test_a_finished_run_without_its_last_checkpoint_makes_it_again(staged, corpo
 
 
 def test_a_damaged_history_is_refused_and_the_checkpoint_holds_it_too(staged, corpora, tmp_path, capsys):
-    workdir = copy(staged, tmp_path / "run")
-    assert launch.main(["train", *arguments(workdir, corpora)]) == 0
+    workdir = copy(staged, tmp_path / "run", trained=True)
     path = workdir / "train" / "history.json"
     good = path.read_text()
     for damaged in (good.replace('"skip": 0', '"skip": 7'), "[]", "{}", good.replace("stages", "stagez")):
@@ -163,7 +163,7 @@ def test_a_damaged_history_is_refused_and_the_checkpoint_holds_it_too(staged, co
 
 def test_documents_are_added_to_a_run_under_way(corpora, tmp_path, capsys):
     workdir = tmp_path / "run"
-    stages = [{**STAGES[0], "tokens": 512 * 100}]
+    stages = [{**STAGES[0], "tokens": 512 * 50}]
     half = arguments(workdir, corpora, [{**STAGES[0], "tokens": 512 * 8}])
     for verb in ("curate", "tokenize", "train"):
         assert launch.main([verb, *half]) == 0

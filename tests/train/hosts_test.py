@@ -22,7 +22,6 @@ def start(workdir, corpus, count, *flags, own=(), verb=("train",)):
     return [
         subprocess.Popen(
             [*command, f"--process={number}", *(own if number == count - 1 else ())],
-            env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"},
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -31,7 +30,6 @@ def start(workdir, corpus, count, *flags, own=(), verb=("train",)):
     ]
 
 
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # half the compiling
 FLAGS = ("--config.batch.rows=24", "--config.train.log_every=1", "--config.train.eval_every=0")
 
 
@@ -61,7 +59,6 @@ SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "n[1-3]",
     "SLURM_STEP_TASKS_PER_NODE": "3",
-    "XLA_FLAGS": QUICK,
 }
 
 
@@ -100,7 +97,7 @@ def with_tokens(folder, finished):
 def trained_alone(folder, finished, corpus, *flags):
     """The same run of one process with one device."""
     command = ["train", *smoke(with_tokens(folder, finished), corpus, *FLAGS, *flags)]
-    result = launch(*command, env={**os.environ, "XLA_FLAGS": QUICK})
+    result = launch(*command)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -143,6 +140,7 @@ def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, cor
     assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=2e-6)
 
 
+@pytest.mark.slow  # five processes
 def test_stopped_on_two_hosts_it_continues_on_three(workdir, finished, corpus, tmp_path):
     steps = "--config.train.steps=36"
     two = start(workdir, corpus, 2, steps)
@@ -190,7 +188,9 @@ def joined(workdir):
     return (workdir / "train").exists()
 
 
-@pytest.mark.parametrize(("sent", "when"), [(signal.SIGKILL, joined), (signal.SIGSTOP, losses)])
+@pytest.mark.parametrize(
+    ("sent", "when"), [(signal.SIGKILL, joined), pytest.param(signal.SIGSTOP, losses, marks=pytest.mark.slow)]
+)
 def test_a_process_that_is_killed_or_frozen_is_named_by_the_others(workdir, corpus, sent, when):
     flags = (*FLAGS, "--config.train.steps=2000", "--config.train.silent_seconds=8")
     three = srun(workdir, corpus, 3, *flags)

@@ -48,13 +48,14 @@ def train(steps=30, devices=1, mesh=None, **changes):
 def test_a_run_that_blows_up_trains_with_it():
     """Without, the second half is never known: guessing costs ln 32 = 3.47 nats. With it, it is.
 
-    Of 8 seeds the first ended at 3.45 to 3.47, the second at 0.00 to 0.51.
+    Of 8 seeds the first ended at 3.45 to 3.47, the second at 0.00 to 0.51. The median passes over one step too long,
+    which this seed has with some roundings after 40 steps below 0.1.
     """
     optim = replace(OPTIM, groups=FAST)
     lost, saved = (train(200, optim=replace(optim, qk_clip=QKClipConfig(t)))[1] for t in (0.0, 20.0))
     assert max(row["max_logit"] for row in lost) > 500
-    assert np.mean([row["loss"] for row in lost[-20:]]) > 3.3
-    assert np.mean([row["loss"] for row in saved[-20:]]) < 1.0
+    assert min(row["loss"] for row in lost) > 3.3
+    assert np.median([row["loss"] for row in saved[-50:]]) < 0.5
     assert sum(row["qk_clipped_heads"] for row in saved) > 0
     assert all(row["max_logit_LN"].shape == (2, 4) for row in saved)
 

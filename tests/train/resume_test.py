@@ -41,7 +41,9 @@ def wait_for(process, workdir, step, timeout=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(workdir, corpus)
@@ -61,17 +63,19 @@ def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_pat
     assert max(losses(workdir)) == STEPS
 
 
-def test_killed_in_every_phase_it_still_ends_the_same(finished, corpus, tmp_path, monkeypatch):
-    """A sample of `make chaos`: eight SIGKILLs of one run, then equal to the undisturbed run in every bit."""
+@pytest.mark.parametrize(
+    "phases", [("stepping", "saving"), pytest.param((*PHASES, "saving", "committing"), marks=pytest.mark.slow)]
+)
+def test_killed_in_any_phase_it_still_ends_the_same(finished, corpus, tmp_path, monkeypatch, phases):
+    """A sample of `make chaos`: some SIGKILLs of one run, then equal to the undisturbed run in every bit."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     lab = Lab(tmp_path, corpus, source=finished)
     lab.prepare()
     chance = random.Random(0)
-    phases = [*PHASES, "saving", "committing"]
-    kills, failure = disturbed_run(lab, tmp_path / "run", phases, chance)
+    kills, failure = disturbed_run(lab, tmp_path / "run", list(phases), chance)
     assert failure is None
-    assert len(kills) >= 6  # a slow machine may let a life end before its kill
+    assert len(kills) >= len(phases) / 2  # a slow machine may let a life end before its kill
     assert differences(lab, tmp_path / "run") == 0
 
 
