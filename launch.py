@@ -360,7 +360,7 @@ class Experiment:
         """Text, to standard output."""
         from evals.terminal import write
 
-        names = ("prompt", "chat", "system", "max_tokens", "seed")
+        names = ("prompt", "suffix", "chat", "system", "max_tokens", "seed")
         given = {name: getattr(self.arguments, name) for name in names}
         write(self.parts["eval"], self.training, self.workdir, stop=tuple(self.arguments.stop), **given)
 

@@ -150,6 +150,7 @@ FLAGS: dict[str, Flags] = {
     ),
     "generate": (
         ("--prompt", {"metavar": "TEXT", "help": "the text to continue; - reads standard input"}),
+        ("--suffix", {"metavar": "TEXT", "help": "what comes after; the middle is written, if the model learnt to"}),
         ("--chat", {"action": "store_true", "help": "the prompt is a turn; without one, converse"}),
         ("--system", {"default": "", "metavar": "TEXT", "help": "with --chat: the system message"}),
         ("--max-tokens", {"type": _count, "metavar": "N", "help": "at most (128; chat: all that fit)"}),

@@ -4,7 +4,7 @@ The layer of text above `model/generate.py`, which the terminal (`evals/terminal
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,13 @@ class Completer:
     def prompt(self, text: str) -> list[int]:
         """Ids of a text to continue, where names of special tokens are ordinary text."""
         return self.tokenizer.prompt(text)
+
+    def middle_prompt(self, prefix: str, suffix: str, sentinels: Mapping[str, str]) -> list[int]:
+        """Ids after which the middle of a document is written, in the order in which its prefix comes first."""
+        begin, _ = self.tokenizer.around
+        named = {key: self.tokenizer.special_tokens[name] for key, name in sentinels.items()}
+        before, after = map(self.tokenizer.encode, (prefix, suffix))
+        return [*begin, named["prefix"], *before, named["suffix"], *after, named["middle"]]
 
     def chat_prompt(self, messages: Messages, /, **variables: Any) -> list[int]:
         """Ids of a conversation up to where the assistant answers; the variables go to the template."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.errors import UserError
@@ -27,19 +27,22 @@ def write(
     workdir: Path,
     *,
     prompt: str | None,
+    suffix: str | None = None,
     chat: bool = False,
     system: str = "",
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
     seed: int = 0,
 ) -> None:
-    """Writes a prompt and its continuation as it comes; of a `chat` the answer alone.
+    """Writes a prompt and its continuation as it comes, before a `suffix` what leads there; of a `chat` the answer.
 
     The prompt `-` is read from standard input. Without one, text begins from nothing, and a chat reads turn after
     turn from the terminal or, where there is none, its only one from standard input.
     """
     if system and not chat:
         raise UserError("--system is the system message of a conversation; it needs --chat")
+    if suffix is not None:
+        _require_middle(run, chat)
     asks = chat and prompt is None and sys.stdin.isatty()
     if prompt == "-" or (chat and prompt is None and not asks):
         prompt = _read_prompt().rstrip("\n") if chat else _read_prompt()
@@ -49,6 +52,8 @@ def write(
             converse(writer, system)
         elif chat:
             writer.answer(_messages(system, [{"role": "user", "content": prompt}]))
+        elif suffix is not None:
+            writer.fill_in(prompt or "", suffix, run.objective.fill_in_the_middle.sentinels)
         else:
             writer.continue_text(prompt or "")
     if config.drafts:
@@ -67,13 +72,18 @@ class Writer:
     def continue_text(self, prompt: str) -> None:
         """A text and how it goes on."""
         ids = self.completer.prompt(prompt)
+        self._go_on(ids, self.completer.tokenizer.decode(ids), "\n")
+
+    def fill_in(self, prefix: str, suffix: str, sentinels: Mapping[str, str]) -> None:
+        """A text whose middle is written; `sentinels` are the names of the special tokens."""
+        self._go_on(self.completer.middle_prompt(prefix, suffix, sentinels), prefix, f"{suffix}\n")
+
+    def _go_on(self, ids: list[int], before: str, after: str) -> None:
         most = TEXT_TOKENS if self.max_tokens is None else self.max_tokens
-        steps = self.completer.complete([ids], max_tokens=most, **self.settings)
-        shown = self.completer.tokenizer.decode(ids)  # once the first step has shown that the prompt fits
-        for pieces in steps:
-            self._show(shown + "".join(piece.text for piece in pieces))
-            shown = ""
-        self._show("\n")
+        for pieces in self.completer.complete([ids], max_tokens=most, **self.settings):
+            self._show(before + "".join(piece.text for piece in pieces))
+            before = ""  # shown once the first step has shown that the prompt fits
+        self._show(after)
 
     def answer(self, messages: list[dict], **variables: object) -> str:
         """An answer, which is also returned."""
@@ -96,6 +106,13 @@ class Writer:
     def _show(self, text: str) -> None:
         sys.stdout.write(CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
+
+
+def _require_middle(run: Run, chat: bool) -> None:
+    if chat:
+        raise UserError("--suffix is the end of a text; it does not go with --chat")
+    if not run.objective.fill_in_the_middle.asked:
+        raise UserError("--suffix needs a model trained with objective.fill_in_the_middle; this one only continues")
 
 
 def converse(writer: Writer, system: str = "") -> None:

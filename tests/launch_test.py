@@ -85,6 +85,7 @@ def test_text_that_cannot_be_made_is_one_line(finished, corpus):
     refused(launch("generate", *smoke(finished, corpus), f"--prompt={'row ' * 99}"), "raise eval.context")
     refused(launch("generate", *smoke(finished, corpus), "--system=x"), "it needs --chat")
     refused(launch("generate", *smoke(finished, corpus), "--stop="), "a stop string is empty")
+    refused(launch("generate", *smoke(finished, corpus), "--suffix=x"), "trained with objective.fill_in_the_middle")
     refused(launch("generate", *smoke(finished, corpus), "--config.eval.drafts=1"), "this model was trained without")
 
 

@@ -79,6 +79,10 @@ def test_a_run_that_fills_in_the_middle_trains_and_goes_on_to_the_same_bits(toke
     assert names <= {open_split(workdir, "train").document_id(n) for n in range(len(open_split(workdir, "train")))}
     assert np.isfinite([float(line.split("\t")[6]) for line in shown if line.split("\t")[6] != "-"]).all()
     done(launch("inspect-data", *own))
+    text = done(launch("generate", *own, "--prompt=the model", "--suffix= by someone.", "--max-tokens=4")).stdout
+    assert text.startswith("the model")
+    assert text.endswith(" by someone.\n")
+    refused(launch("generate", *own, "--suffix=x", "--chat"), "--suffix is the end of a text")
 
     refused(launch("train", *own, f"{FIM}.rate=0.25"), "objective.fill_in_the_middle.rate was 0.5, is 0.25")
 
