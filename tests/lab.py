@@ -72,10 +72,10 @@ def smoke(workdir: Path, corpus: Path, *arguments: object) -> list[str]:
 def on_devices(count: int, program: str, timeout: int = 300, **flags: object) -> str:
     """Runs a Python program in a process of its own with so many virtual CPU devices; what it printed.
 
-    `flags` are XLA's.
+    `flags` are XLA's, beside those that all tests have.
     """
     flags = {"xla_force_host_platform_device_count": count, **flags}
-    shown = " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items())
+    shown = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--{n}={str(v).lower()}" for n, v in flags.items())])
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         env={**os.environ, "XLA_FLAGS": shown, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from attention_lab import check, differentiated, inputs, value_and_gradients
 
-from cross_entropy_lab import quickly_compiled
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
@@ -18,6 +17,13 @@ from lab import on_devices
 
 # The GPU's kernels take seconds a test here; a few quick ones are in gpu_test.py.
 IMPLEMENTATIONS = ["xla", "tpu_interpret", pytest.param("gpu_interpret", marks=pytest.mark.slow)]
+
+
+def slowly(*cases):
+    """Parameters that only `make test-slow` has: two seconds of compiling each, for every implementation."""
+    return [pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow) for one in cases]
+
+
 compiled = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
 
 
@@ -31,15 +37,15 @@ def small_blocks(monkeypatch):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 class TestAttention:
-    @pytest.mark.parametrize("T", [1, 2, 7, 64, 129])
+    @pytest.mark.parametrize("T", [1, *slowly(2, 7), 64, 129])
     def test_lengths(self, implementation, T):
         check(implementation, 2, T, 4, 2, 32)
 
-    @pytest.mark.parametrize(("N", "K"), [(1, 1), (3, 3), (6, 2), (8, 1)])
+    @pytest.mark.parametrize(("N", "K"), [*slowly((1, 1), (6, 2)), (3, 3), (8, 1)])
     def test_grouped_heads(self, implementation, N, K):
         check(implementation, 2, 70, N, K, 32)
 
-    @pytest.mark.parametrize("H", [32, 64, 128])
+    @pytest.mark.parametrize("H", [*slowly(32, 64), 128])
     def test_head_sizes(self, implementation, H):
         check(implementation, 1, 140, 4, 2, H)
 
@@ -54,7 +60,7 @@ class TestAttention:
     def test_soft_cap(self, implementation, soft_cap):
         check(implementation, 2, 70, 4, 2, 32, soft_cap=soft_cap, scale=1.0, segments=True)
 
-    @pytest.mark.parametrize("window", [1, 5, 64, 1000])
+    @pytest.mark.parametrize("window", [1, 5, *slowly(64, 1000)])
     def test_window(self, implementation, window):
         check(implementation, 2, 140, 4, 2, 32, window=window, segments=True)
 
@@ -130,7 +136,7 @@ class TestAttention:
         q, k, v, dout = arrays
         attend = functools.partial(attention_names[implementation], scale=16**-0.5, window=100)
         (out, lse, top), (dq, dk, dv) = value_and_gradients(lambda *qkv: attend(*qkv, ids), *arrays)
-        run = quickly_compiled(
+        run = jax.jit(
             lambda first, q, dout: differentiated(lambda *qkv: attend(*qkv, ids, first=first))(q, k, v, dout)
         )
         parts = [run(first, q[:, first : first + 64], dout[:, first : first + 64]) for first in (0, 64, 128)]

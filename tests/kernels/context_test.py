@@ -2,7 +2,8 @@
 
 import textwrap
 
-from cross_entropy_lab import QUICKLY
+import pytest
+
 from lab import on_devices
 
 PROGRAM = """
@@ -77,7 +78,7 @@ MESHES = "dict(context=2), dict(context=4), dict(fsdp=2, context=2), dict(contex
 
 
 def on_four_devices(calls: str) -> str:
-    return on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
+    return on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls))
 
 
 def test_split_rows_give_the_same():
@@ -91,6 +92,7 @@ def test_split_rows_give_the_same():
     """)
 
 
+@pytest.mark.slow
 def test_kernels_give_the_same_of_split_rows():
     on_four_devices("""
         check("tpu_interpret", dict(context=2, tensor=2), T=600, window=jnp.int32(250))  # a stretch has three blocks

@@ -2,7 +2,8 @@
 
 import textwrap
 
-from cross_entropy_lab import QUICKLY
+import pytest
+
 from lab import on_devices
 
 PROGRAM = """
@@ -61,7 +62,7 @@ PROGRAM = """
 
 
 def on_four_devices(calls: str) -> None:
-    on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
+    on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls))
 
 
 def test_split_vocabulary_gives_the_same():
@@ -73,6 +74,7 @@ def test_split_vocabulary_gives_the_same():
     """)
 
 
+@pytest.mark.slow
 def test_split_batch_gives_the_same():
     """Over two axes, or the first alone where both do not divide; a vocabulary that the mesh does not divide stays
     whole; `xla` needs no mesh in context.
@@ -93,6 +95,7 @@ def test_split_batch_gives_the_same():
     """)
 
 
+@pytest.mark.slow
 def test_split_rows_give_the_same():
     """The tokens of a row over `context`, with the batch or the vocabulary over another axis; 18 tokens that it does
     not divide stay whole.

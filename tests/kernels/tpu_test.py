@@ -172,6 +172,7 @@ def compile_split_rows(chip, T, D=256, N=8, K=2, H=128, V=512):
     return jax.jit(step, in_shardings=layouts, out_shardings=(whole, (tokens, whole))).lower(*shapes).compile()
 
 
+@pytest.mark.slow
 def test_keys_and_values_alone_are_gathered():
     """Of rows over two chips: each has half of the queries, of the hidden states and of the loss's tokens."""
     text = compile_split_rows("v5e", 4096).as_text()

@@ -39,6 +39,7 @@ def compiled(config, tmp_path_factory):
     return workdir, found
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_compiled_plan_has_all_its_parts(compiled):
     workdir, found = compiled
@@ -58,6 +59,7 @@ def test_a_compiled_plan_has_all_its_parts(compiled):
     assert f"{found['parameters']:,}" in page
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_estimate_is_within_15_percent(compiled):
     memory, guess = compiled[1]["memory"], compiled[1]["estimate"]
@@ -65,6 +67,7 @@ def test_the_estimate_is_within_15_percent(compiled):
     assert guess["total"] == pytest.approx(memory["arguments"] + memory["temporaries"], rel=0.15)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_cycles_are_those_of_a_plain_count(compiled):
     """Estimates at the ends of lines times the trips of the loops around them, counted without the parser."""
@@ -88,6 +91,7 @@ def test_cycles_are_those_of_a_plain_count(compiled):
     assert found["time"]["compute"] == pytest.approx(cycles(entry) / CHIPS["v5e"].clock)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_same_plan_is_not_compiled_again(compiled, config, tmp_path, capsys):
     shutil.copytree(compiled[0], tmp_path, dirs_exist_ok=True)

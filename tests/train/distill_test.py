@@ -31,12 +31,12 @@ STUDENT = ModelConfig(64, 2, 32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=6
 TEACHER = ModelConfig(64, 3, 48, num_heads=4, num_kv_heads=2, head_dim=12, d_ff=64)
 KINDS = {
     "forward": DistillConfig(teacher="t", weight=((0.0, 1.0), (1.0, 0.5)), temperature=2.0),
+    "reverse": DistillConfig(teacher="t", divergence="reverse_kl"),
     "mean": DistillConfig(teacher="t", divergence="jensen_shannon", temperature=2.0),
     "inside": DistillConfig(
         teacher="t", weight=0.0, features=FeaturesConfig(1.0), attention=AttentionConfig(1.0, 0.5)
     ),
 }
-every_kind = pytest.mark.parametrize("kind", ["forward", pytest.param("mean", marks=pytest.mark.slow), "inside"])
 
 
 def make_run(kind, **changes):
@@ -51,7 +51,9 @@ def make_run(kind, **changes):
 alone = functools.cache(lambda kind: gradients(make_run(kind), batch_of(0)))
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", ["inside", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("forward", "reverse", "mean"))]
+)
 def test_microbatches_and_remat_change_nothing(kind):
     run = make_run(kind, train=TrainConfig(steps=3, microbatches=2))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))

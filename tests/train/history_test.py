@@ -163,7 +163,7 @@ def test_a_damaged_history_is_refused_and_the_checkpoint_holds_it_too(staged, co
 
 def test_documents_are_added_to_a_run_under_way(corpora, tmp_path, capsys):
     workdir = tmp_path / "run"
-    stages = [{**STAGES[0], "tokens": 512 * 50}]
+    stages = [{**STAGES[0], "tokens": 512 * 100}]
     half = arguments(workdir, corpora, [{**STAGES[0], "tokens": 512 * 8}])
     for verb in ("curate", "tokenize", "train"):
         assert launch.main([verb, *half]) == 0

@@ -44,7 +44,10 @@ def losses(folder, kernels):
     "kernels",
     [
         Kernels(),
-        Kernels(attention="tpu_interpret", cross_entropy="tpu_interpret", rope="tpu_interpret"),
+        pytest.param(
+            Kernels(attention="tpu_interpret", cross_entropy="tpu_interpret", rope="tpu_interpret"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Kernels(attention="gpu_interpret", cross_entropy="gpu_interpret"), marks=pytest.mark.slow),
     ],
 )

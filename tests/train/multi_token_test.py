@@ -46,7 +46,9 @@ def make_run(kind, **changes):
 alone = functools.cache(lambda kind: gradients(make_run(kind), batch_of(0)))
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", ["sequential", *(pytest.param(k, marks=pytest.mark.slow) for k in ("parallel", "trunk"))]
+)
 def test_microbatches_and_remat_change_nothing(kind):
     run = make_run(kind, train=TrainConfig(steps=4, microbatches=2))
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="attention"))

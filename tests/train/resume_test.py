@@ -63,19 +63,18 @@ def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_pat
     assert max(losses(workdir)) == STEPS
 
 
-@pytest.mark.parametrize(
-    "phases", [("stepping", "saving"), pytest.param((*PHASES, "saving", "committing"), marks=pytest.mark.slow)]
-)
-def test_killed_in_any_phase_it_still_ends_the_same(finished, corpus, tmp_path, monkeypatch, phases):
-    """A sample of `make chaos`: some SIGKILLs of one run, then equal to the undisturbed run in every bit."""
+@pytest.mark.slow
+def test_killed_in_every_phase_it_still_ends_the_same(finished, corpus, tmp_path, monkeypatch):
+    """A sample of `make chaos`: eight SIGKILLs of one run, then equal to the undisturbed run in every bit."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     lab = Lab(tmp_path, corpus, source=finished)
     lab.prepare()
     chance = random.Random(0)
-    kills, failure = disturbed_run(lab, tmp_path / "run", list(phases), chance)
+    phases = [*PHASES, "saving", "committing"]
+    kills, failure = disturbed_run(lab, tmp_path / "run", phases, chance)
     assert failure is None
-    assert len(kills) >= len(phases) / 2  # a slow machine may let a life end before its kill
+    assert len(kills) >= 6  # a slow machine may let a life end before its kill
     assert differences(lab, tmp_path / "run") == 0
 
 

@@ -118,7 +118,13 @@ def test_microbatches_take_the_same_step(parts):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "branches", "dots", "dots_without_batch"])
+@pytest.mark.parametrize(
+    "remat",
+    [
+        "attention",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("full", "branches", "dots", "dots_without_batch")),
+    ],
+)
 def test_what_is_computed_again_changes_no_gradient(remat):
     kept = make_program(replace(RUN, model=replace(RUN.model, remat=remat)), make_mesh())
     (_, ours), (_, theirs) = (part.step(part.init(), make_batch()) for part in (program(), kept))

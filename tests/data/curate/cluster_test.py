@@ -1,6 +1,8 @@
 """Curation on a Ray cluster of two nodes on this machine: the bytes of processes, also when a node dies."""
 
 import dataclasses
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from core.errors import UserError
 from data.config import DataConfig
 from data.curate.engine import curate
 from data.curate.step import TextRule
-from lab import ROOT, make_corpus
+from experiments.data.fineweb import RECIPE as FINEWEB
+from lab import ROOT, make_corpus, real
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -88,6 +91,20 @@ def test_a_node_that_dies_changes_no_byte(nodes, tmp_path):
     killer.join()
     assert killed[0] < SOURCES  # while it ran
     assert contents(tmp_path / "there" / "curated") == contents(tmp_path / "here" / "curated")
+
+
+def test_fineweb_is_the_same_as_on_one_machine(nodes, tmp_path):
+    """Its recipe on real pages; the lists of addresses are those of datatrove, and left out where it is not."""
+    has_lists = importlib.util.find_spec("datatrove") is not None
+    recipe = tuple(one for one in FINEWEB if has_lists or one["step"] != "url_filter")
+    own = DataConfig(sources={"web": str(real("warc")), "gold": str(real("html_gold"))}, recipe=recipe, workers=2)
+    curate(own, tmp_path / "here")
+    curate(dataclasses.replace(own, cluster=nodes[0].address), tmp_path / "there")
+    here, there = (contents(tmp_path / name / "curated") for name in ("here", "there"))
+    assert here == there
+    summary = json.loads(here["manifest.json"])["summary"]
+    assert summary["train"]["documents"] > 50
+    assert len(summary["dropped"]) > 5
 
 
 def test_relative_paths_are_those_of_the_program(nodes, tmp_path):
