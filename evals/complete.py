@@ -4,7 +4,7 @@ The layer of text above `model/generate.py`, which the terminal (`evals/terminal
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,8 @@ from evals.config import EvalConfig
 from model.decode import Decoder
 from model.generate import generate
 from model.sample import Sampling
-from train.run import Run, load_params
+from objectives.config import FillInTheMiddleConfig
+from train.run import Run, load_params, require_sentinels
 
 Finish = Literal["stop", "length"]
 
@@ -40,12 +41,22 @@ class Completer:
         """Ids of a text to continue, where names of special tokens are ordinary text."""
         return self.tokenizer.prompt(text)
 
-    def middle_prompt(self, prefix: str, suffix: str, sentinels: Mapping[str, str]) -> list[int]:
-        """Ids after which the middle of a document is written, in the order in which its prefix comes first."""
+    def middle_prompt(self, prefix: str, suffix: str, config: FillInTheMiddleConfig) -> list[int]:
+        """Ids after which the middle of a document is written: the prefix comes first, unless it never did."""
+        require_sentinels(config, self.tokenizer.special_tokens, str(self.tokenizer.path))
+        p, s, m = (self.tokenizer.special_tokens[name] for name in config.sentinels.values())
         begin, _ = self.tokenizer.around
-        named = {key: self.tokenizer.special_tokens[name] for key, name in sentinels.items()}
-        before, after = map(self.tokenizer.encode, (prefix, suffix))
-        return [*begin, named["prefix"], *before, named["suffix"], *after, named["middle"]]
+        before, after = self.tokenizer.encode(prefix), self._within(suffix)
+        if config.spm_rate == 1:
+            return [*begin, p, s, *after, m, *before]
+        return [*begin, p, *before, s, *after, m]
+
+    def _within(self, text: str) -> list[int]:
+        """Ids of a text that is no beginning: without the space that some tokenizers put there."""
+        if not self.tokenizer.leading_spaces:
+            return self.tokenizer.encode(text)
+        ids, spans = self.tokenizer.encode_with_offsets(text)
+        return [one for one, (begin, end) in zip(ids, spans) if begin < end]
 
     def chat_prompt(self, messages: Messages, /, **variables: Any) -> list[int]:
         """Ids of a conversation up to where the assistant answers; the variables go to the template."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import UserError
@@ -12,6 +12,7 @@ from core.progress import say
 from evals.complete import Completer, open_completer
 from evals.config import EvalConfig
 from model.sample import Sampling
+from objectives.config import FillInTheMiddleConfig
 from train.run import Run
 
 MAX_PROMPT = 64 << 20  # bytes from a pipe
@@ -34,7 +35,7 @@ def write(
     stop: tuple[str, ...] = (),
     seed: int = 0,
 ) -> None:
-    """Writes a prompt and its continuation as it comes, before a `suffix` what leads there; of a `chat` the answer.
+    """Writes a prompt and its continuation as it comes, up to a `suffix` if there is one; of a `chat` the answer.
 
     The prompt `-` is read from standard input. Without one, text begins from nothing, and a chat reads turn after
     turn from the terminal or, where there is none, its only one from standard input.
@@ -53,7 +54,7 @@ def write(
         elif chat:
             writer.answer(_messages(system, [{"role": "user", "content": prompt}]))
         elif suffix is not None:
-            writer.fill_in(prompt or "", suffix, run.objective.fill_in_the_middle.sentinels)
+            writer.fill_in(prompt or "", suffix, run.objective.fill_in_the_middle)
         else:
             writer.continue_text(prompt or "")
     if config.drafts:
@@ -72,18 +73,25 @@ class Writer:
     def continue_text(self, prompt: str) -> None:
         """A text and how it goes on."""
         ids = self.completer.prompt(prompt)
-        self._go_on(ids, self.completer.tokenizer.decode(ids), "\n")
+        self._go_on(ids, self.completer.tokenizer.decode(ids))
+        self._show("\n")
 
-    def fill_in(self, prefix: str, suffix: str, sentinels: Mapping[str, str]) -> None:
-        """A text whose middle is written; `sentinels` are the names of the special tokens."""
-        self._go_on(self.completer.middle_prompt(prefix, suffix, sentinels), prefix, f"{suffix}\n")
+    def fill_in(self, prefix: str, suffix: str, config: FillInTheMiddleConfig) -> None:
+        """A text whose middle is written."""
+        complete = self._go_on(self.completer.middle_prompt(prefix, suffix, config), prefix)
+        self._show(f"{suffix}\n")
+        if not complete:
+            say("(the middle is cut short: the cache is full, or --max-tokens reached)")
 
-    def _go_on(self, ids: list[int], before: str, after: str) -> None:
+    def _go_on(self, ids: list[int], shown: str) -> bool:
+        """Shows a text and what follows the ids; whether that came to an end by itself."""
         most = TEXT_TOKENS if self.max_tokens is None else self.max_tokens
+        finish = None
         for pieces in self.completer.complete([ids], max_tokens=most, **self.settings):
-            self._show(before + "".join(piece.text for piece in pieces))
-            before = ""  # shown once the first step has shown that the prompt fits
-        self._show(after)
+            self._show(shown + "".join(piece.text for piece in pieces))
+            shown = ""  # not before the first step has shown that the prompt fits
+            finish = pieces[-1].finish if pieces else finish
+        return finish == "stop"
 
     def answer(self, messages: list[dict], **variables: object) -> str:
         """An answer, which is also returned."""

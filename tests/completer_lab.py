@@ -19,7 +19,7 @@ class ByteTokens(Tokenizer):
 
     kind, vocab_size, begin, eos, stop_ids = "bpe", 259, (), 256, (256,)
     special_tokens: ClassVar = {"</s>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
-    fingerprint = "bytes"
+    fingerprint, path = "bytes", "bytes"
     token_bytes: ClassVar = [*(bytes([i]) for i in range(256)), *map(str.encode, special_tokens)]
 
     def encode(self, text, special=False):

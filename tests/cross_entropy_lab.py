@@ -73,6 +73,13 @@ def plain(case, x, w, targets, weights, teacher):
     return jnp.sum(weights * ((1 - case.share) * nats + case.share * theirs)), nats, theirs
 
 
+# Compiles are nearly all of the time of these tests, and with less effort they take a quarter of it.
+QUICKLY: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones have but these emitters
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+quickly_compiled = functools.partial(jax.jit, compiler_options=QUICKLY)
+
+
 def differentiated(compute):
     """((loss, rest), (dx, dw)) of a multiple of the loss."""
 
@@ -83,7 +90,7 @@ def differentiated(compute):
 
         return jax.value_and_grad(scaled, (0, 1), has_aux=True)(x, w)
 
-    return jax.jit(of)
+    return quickly_compiled(of)
 
 
 @functools.cache

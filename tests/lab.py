@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quick_launch import quick_launch
+from quick_launch import can_launch_quickly, quick_launch
 
 from data.config import BatchConfig
 from data.corpus import Corpus
@@ -48,9 +48,9 @@ def real(name: str) -> Path:
 
 
 def launch(*arguments: object, timeout: int = 300, **options: object) -> subprocess.CompletedProcess:
-    """Runs launch.py as a user would; without options of `subprocess.run`, in a process that has imported JAX."""
+    """Runs launch.py as a user would; given options of `subprocess.run`, by that, else as `quick_launch` does."""
     given = [*map(str, arguments)]
-    if not options:
+    if not options and can_launch_quickly():
         return quick_launch(given, timeout)
     command = [sys.executable, str(ROOT / "launch.py"), *given]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
@@ -72,10 +72,10 @@ def smoke(workdir: Path, corpus: Path, *arguments: object) -> list[str]:
 def on_devices(count: int, program: str, timeout: int = 300, **flags: object) -> str:
     """Runs a Python program in a process of its own with so many virtual CPU devices; what it printed.
 
-    `flags` are XLA's, beside those that all tests have.
+    `flags` are XLA's.
     """
     flags = {"xla_force_host_platform_device_count": count, **flags}
-    shown = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--{n}={str(v).lower()}" for n, v in flags.items())])
+    shown = " ".join(f"--{name}={str(value).lower()}" for name, value in flags.items())
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         env={**os.environ, "XLA_FLAGS": shown, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},

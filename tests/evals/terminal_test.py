@@ -6,14 +6,17 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from completer_lab import completer
+from completer_lab import ByteTokens, completer
 from core.errors import UserError
+from data.infill import FillInTheMiddle
 from evals import terminal
 from evals.terminal import Writer, converse
 from lab import ROOT, smoke
 from model.sample import Sampling
+from objectives.config import FillInTheMiddleConfig
 
 pytest.importorskip("jinja2")
 
@@ -41,6 +44,31 @@ def typed(monkeypatch):
 def test_text_is_the_prompt_and_what_follows(capsys):
     writer(" ölt. And</s>", stop=(".",)).continue_text("hä")
     assert capsys.readouterr() == ("hä ölt\n", "")
+
+
+@pytest.mark.parametrize("spm_rate", [0.5, 1.0])
+def test_a_middle_is_asked_for_as_it_was_learnt(capsys, spm_rate):
+    names = dict(zip(("prefix", "suffix", "middle"), ByteTokens.special_tokens))
+    ids = {key: ByteTokens.special_tokens[name] for key, name in names.items()}
+    made = writer("öl</s>")
+    made.fill_in("hä ", "t.", FillInTheMiddleConfig(0.5, spm_rate, **names))
+    assert capsys.readouterr() == ("hä ölt.\n", "")
+    document = np.array(ByteTokens().document("hä ölt."))
+    learnt = FillInTheMiddle(0, 0.5, spm_rate, **ids, begin=1, end=1)._rearranged(document, 5, 8, spm_rate == 1)
+    asked = made.completer.decoder.prompts[0]
+    assert asked == learnt[: len(asked)].tolist()
+    assert learnt[len(asked) :].tolist() == ByteTokens().encode("öl</s>", special=True)
+
+
+def test_a_middle_that_is_cut_short_is_told(capsys):
+    names = dict(zip(("prefix", "suffix", "middle"), ByteTokens.special_tokens))
+    writer("long</s>", max_tokens=2).fill_in("a", "z", FillInTheMiddleConfig(0.5, **names))
+    assert capsys.readouterr() == (
+        "aloz\n",
+        "(the middle is cut short: the cache is full, or --max-tokens reached)\n",
+    )
+    with pytest.raises(UserError, match="'<fim_prefix>' is not a special token of"):
+        writer("x").fill_in("a", "z", FillInTheMiddleConfig(0.5))
 
 
 def test_the_acceptance_is_told_apart_from_the_text(capsys):

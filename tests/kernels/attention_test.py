@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attention_lab import check, differentiated, inputs, value_and_gradients
 
+from cross_entropy_lab import quickly_compiled
 from kernels.attention import reference, tpu_blocks
 from kernels.attention.api import IMPLEMENTATIONS as attention_names
 from kernels.attention.api import attention
@@ -136,7 +137,7 @@ class TestAttention:
         q, k, v, dout = arrays
         attend = functools.partial(attention_names[implementation], scale=16**-0.5, window=100)
         (out, lse, top), (dq, dk, dv) = value_and_gradients(lambda *qkv: attend(*qkv, ids), *arrays)
-        run = jax.jit(
+        run = quickly_compiled(
             lambda first, q, dout: differentiated(lambda *qkv: attend(*qkv, ids, first=first))(q, k, v, dout)
         )
         parts = [run(first, q[:, first : first + 64], dout[:, first : first + 64]) for first in (0, 64, 128)]

@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from cross_entropy_lab import QUICKLY
 from lab import on_devices
 
 PROGRAM = """
@@ -78,7 +79,7 @@ MESHES = "dict(context=2), dict(context=4), dict(fsdp=2, context=2), dict(contex
 
 
 def on_four_devices(calls: str) -> str:
-    return on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls))
+    return on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
 
 
 def test_split_rows_give_the_same():

@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from cross_entropy_lab import QUICKLY
 from lab import on_devices
 
 PROGRAM = """
@@ -62,7 +63,7 @@ PROGRAM = """
 
 
 def on_four_devices(calls: str) -> None:
-    on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls))
+    on_devices(4, textwrap.dedent(PROGRAM) + textwrap.dedent(calls), **QUICKLY)
 
 
 def test_split_vocabulary_gives_the_same():

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from core.errors import UserError
-from cross_entropy_lab import TEACHER_CAP, Case, compiled, error, inputs, ours, results, truth
+from cross_entropy_lab import TEACHER_CAP, Case, compiled, error, inputs, ours, quickly_compiled, results, truth
 from kernels import dispatch, tpu_chips
 from kernels.cross_entropy import gpu, tpu, xla
 from kernels.cross_entropy.api import linear_cross_entropy
@@ -94,7 +94,7 @@ class TestLinearCrossEntropy:
             assert error(got, want) <= max(1.05 * error(usual, want), 1.2e-7)  # one float32 beside it
 
     def test_loss_alone_equals_the_differentiated_one(self, implementation):
-        alone = jax.jit(functools.partial(ours, implementation, WHOLE))(*inputs(WHOLE))
+        alone = quickly_compiled(functools.partial(ours, implementation, WHOLE))(*inputs(WHOLE))
         (loss, rest), _ = results(implementation, WHOLE)
         np.testing.assert_allclose(0.25 * alone[0], loss, rtol=1e-6)
         for a, b in zip(alone[1:], rest):
@@ -106,7 +106,7 @@ class TestLinearCrossEntropy:
         ranked = np.argsort(-np.einsum("btd,vd->btv", x, w))
         targets = targets.at[:, ::3].set(ranked[:, ::3, 0]).at[:, 1::3].set(ranked[:, 1::3, 1])
         compute = functools.partial(linear_cross_entropy, implementation=implementation)
-        hits = jax.jit(compute)(x, w, targets, weights).hit_BT
+        hits = quickly_compiled(compute)(x, w, targets, weights).hit_BT
         assert hits.dtype == bool
         np.testing.assert_array_equal(hits, targets == ranked[..., 0])
         assert hits[:, ::3].all()
@@ -148,7 +148,7 @@ class TestLinearCrossEntropy:
             out = linear_cross_entropy(x, w, targets, weights, **options)
             return out.loss, out.nats_BT.sum() + out.teacher_nats_BT.sum()
 
-        differentiate = jax.jit(jax.jacrev(both, (0, 1, 2, 3, 4)))
+        differentiate = quickly_compiled(jax.jacrev(both, (0, 1, 2, 3, 4)))
         of_loss, of_nats = differentiate(x, w, weights, 0.3, tuple(teacher[:2]))
         assert all((a == 0).all() for a in jax.tree.leaves(of_nats))
         assert all((a == 0).all() for a in jax.tree.leaves(of_loss[2:]))
@@ -177,7 +177,7 @@ class TestLinearCrossEntropy:
             return dw + jax.grad(lambda w: ours(implementation, case, micro[0], w, *micro[1:])[0])(w), None
 
         micro = [a[:, None] for a in (x, targets, weights)]
-        dw, _ = jax.jit(lambda dw: jax.lax.scan(accumulate, dw, micro))(jnp.zeros_like(w))
+        dw, _ = quickly_compiled(lambda dw: jax.lax.scan(accumulate, dw, micro))(jnp.zeros_like(w))
         np.testing.assert_allclose(0.25 * dw, truth(case)[1][1], atol=1e-5, rtol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_a_teacher_that_names_all_is_a_whole_teacher():
     """And one that gives all to the target is no teacher. The reference is asked, to which others are held."""
     case = Case(1, 9, 16, 50, teacher="head", share=1.0)
     *args, teacher = inputs(case)
-    compute = jax.jit(functools.partial(ours, "reference", case))
+    compute = quickly_compiled(functools.partial(ours, "reference", case))
     loss, nats, of_whole = compute(*args, teacher)
     logits = TEACHER_CAP * jnp.tanh(jnp.einsum("BTE,VE->BTV", teacher.x_BTE, teacher.w_VE) / TEACHER_CAP)
     named = TopK(jnp.broadcast_to(jnp.arange(50), (1, 9, 50)), jax.nn.softmax(logits))

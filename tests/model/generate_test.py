@@ -108,7 +108,7 @@ def test_the_loop_is_compiled_once():
 
 
 def test_few_loops_are_compiled(params):
-    """Whatever a client asks for: 1 to 8 texts, greedy or drawn by any cuts."""
+    """Whatever a client asks for: 1 to 5 and 8 texts, greedy or drawn by any cuts."""
     fresh, before = Decoder(CONFIG, params, 8), _advance._cache_size()
     cuts = [Sampling(t, top_k=k, top_p=p) for t in (0.0, 0.5) for k in (0, 5, 7) for p in (0.5, 1.0)]
     for number in (1, 2, 3, 4, 5, 8):

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from cross_entropy_lab import QUICKLY, quickly_compiled
 from model import transformer
 from model.config import ModelConfig, MultiToken
 from objectives.build import build as build_objective
@@ -87,7 +88,7 @@ def case(name: str) -> Case:
         traces.append(jax.tree.leaves(params)[0].shape)
         return step_of(chain)(params, state, grads)
 
-    return Case(chain, start(name), jax.jit(chain.init), jax.jit(step), traces)
+    return Case(chain, start(name), quickly_compiled(chain.init), quickly_compiled(step), traces)
 
 
 @functools.cache
@@ -168,7 +169,7 @@ def test_what_objectives_add_moves_too(name):
     total = build_objective(model, ObjectiveConfig(distill=distill), teacher=MODEL)
     params = gradients(jax.eval_shape(lambda: total.init(0)), 99)
     chain = chain_of(name)
-    state, step = jax.jit(chain.init)(params), jax.jit(step_of(chain))
+    state, step = quickly_compiled(chain.init)(params), quickly_compiled(step_of(chain))
     after, _ = run(step, params, state, range(2))  # the first step of SOAP moves nothing by it
     for added in ("multi_token", "distill"):
         moved = jax.tree.map(np.not_equal, after[added], params[added])
@@ -243,7 +244,7 @@ def test_least_squares_decrease(name):
         value, grads = jax.value_and_grad(loss)(carry[0])
         return step_of(chain)(*carry, grads)[:2], value
 
-    _, losses = jax.jit(lambda p: jax.lax.scan(step, (p, chain.init(p)), None, 100))(zeros)
+    _, losses = quickly_compiled(lambda p: jax.lax.scan(step, (p, chain.init(p)), None, 100))(zeros)
     quarters = np.asarray(losses).reshape(4, -1).mean(1)
     assert (np.diff(quarters) < 0).all(), quarters
     assert losses[-1] < 0.2 * losses[0], losses[::10]
@@ -294,18 +295,17 @@ def compare_devices(names: tuple[str, ...]) -> None:
 
 
 @functools.cache
-def sharded(names: tuple[str, ...]) -> str:
-    """What a process with four devices says of these optimisers."""
+def sharded(names: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """A process with four devices and what it says of these optimisers."""
     here = Path(__file__).parent
     folders = [str(here), str(here.parent)]
     command = f"import sys; sys.path[:0] = {folders}; import every_test; every_test.compare_devices({names})"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
+    flags = " ".join(["--xla_force_host_platform_device_count=4", *flags])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 QUICKLY_SHARDED = ("soap", "muonclip")
@@ -314,7 +314,8 @@ OTHERS = tuple(name for name in SETTINGS if name not in QUICKLY_SHARDED)
 
 @pytest.mark.parametrize("name", [*QUICKLY_SHARDED, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_sharded_equals_unsharded(name):
-    said = sharded(OTHERS if name in OTHERS else QUICKLY_SHARDED)
-    lines = [line for line in said.splitlines() if line.startswith(f"{name} of ")]
-    assert lines, said
+    done = sharded(OTHERS if name in OTHERS else QUICKLY_SHARDED)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{name} of ")]
+    assert lines, done.stdout
     assert all(line.endswith("is the same") for line in lines), lines

@@ -77,11 +77,7 @@ ALL = (
 def update_on(cases):
     """Runs the script with four devices."""
     script = SCRIPT.format(tests=str(Path(__file__).parent), cases=cases)
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=600, check=False
     )

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from lab import on_devices
 
 SCRIPT = """
@@ -46,7 +44,6 @@ print("four devices agree with one")
 """
 
 
-@pytest.mark.slow  # the rest of make test has the losses of meshes, and checkpoints from one to another
 def test_four_devices_train_as_one(tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "checkpoints"))
     assert "four devices agree with one" in on_devices(4, script)

@@ -125,8 +125,7 @@ def test_two_processes_of_two_devices_train_as_one_device(workdir, finished, cor
     alone = trained_alone(tmp_path / "alone", finished, corpus, *asked)
     # XLA ends a process whose devices wait for each other for 40 s, which a busy machine can make them.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    given = os.environ.get("XLA_FLAGS", "")
-    monkeypatch.setenv("XLA_FLAGS", f"{given} --xla_force_host_platform_device_count=2 {patience}")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {patience}")
     mesh = [*(f"--config.mesh.{name}={size}" for name, size in axes.items()), "--config.train.microbatches=2"]
     codes, told = ends(start(workdir, corpus, 2, *asked, "--rebuild", *mesh, verb=()))
     assert codes == [0, 0], told

@@ -41,9 +41,7 @@ def wait_for(process, workdir, step, timeout=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_continues(finished, corpus, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(workdir, corpus)

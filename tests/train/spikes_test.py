@@ -143,10 +143,7 @@ def test_norms_are_those_of_all_devices(tmp_path):
     here = Path(__file__).parent
     path = [str(folder) for folder in (here, here.parent, here.parent.parent)]
     script = SCRIPT.format(path=path, folder=str(tmp_path / "checkpoints"))
-    flags = {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **flags}, timeout=300, check=False

@@ -121,8 +121,9 @@ def test_microbatches_take_the_same_step(parts):
 @pytest.mark.parametrize(
     "remat",
     [
-        "attention",
-        *(pytest.param(r, marks=pytest.mark.slow) for r in ("full", "branches", "dots", "dots_without_batch")),
+        "full",
+        "branches",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("attention", "dots", "dots_without_batch")),
     ],
 )
 def test_what_is_computed_again_changes_no_gradient(remat):
