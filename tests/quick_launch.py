@@ -4,7 +4,6 @@ Not as in a process of its own: all have one PYTHONHASHSEED, and end without the
 tests share (`finished`) is made by a real one.
 """
 
-import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -44,8 +43,7 @@ def quick_launch(arguments: list[str], timeout: int) -> subprocess.CompletedProc
             process.join(timeout)
         finally:
             late = process.is_alive()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             process.join()
             said = [path.read_text() for path in outputs]
         if late:
